@@ -1,0 +1,128 @@
+"""Files that appear whole or not at all, and errors that people can act on.
+
+Every file of this project is written beside its final name, flushed to the disk and renamed, so that a
+process killed at any moment leaves either the old file or the new one, never half of one.
+"""
+
+import json
+import os
+import pickle
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one line (what, where, what to do), exit code 2."""
+
+
+def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write(file)` on a new file beside `path`, flush it to the disk, and rename it to `path`.
+
+    On any failure (disk full, folder read-only) `path` is as it was before and the new file is gone.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each writer: two runs that meet in one folder do not write into one file.
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
+    """Write strict JSON (no NaN: it is not JSON), whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str, what: str) -> Any:
+    """Read JSON; `what` names the file's role in the error ("the training labels").
+
+    Raises: UserError where the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what}: there is no file {path}") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what}: {path} is not valid JSON ({reason}); write or download it again") from None
+
+
+def save_tensors(path: Path | str, value: Any) -> None:
+    """torch.save, whole or not at all."""
+    write_atomic(path, lambda file: torch.save(value, file))
+
+
+def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
+    """torch.load of tensors and plain values only: a pickle that would run code is refused.
+
+    Tensors come to the CPU; `mmap` leaves their bytes in the page cache until they are used.
+    Raises: UserError where the file is missing, truncated, or holds anything but tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise UserError(f"{what}: there is no file {path}") from None
+    except PermissionError:
+        raise UserError(f"{what}: {path} cannot be read; check its permissions") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{what}: {path} holds more than tensors and plain values, or is damaged; "
+            "it was refused and nothing in it was run"
+        ) from None
+    # What torch.load raises on damaged bytes is not documented and differs by where the damage is.
+    except Exception as error:
+        if isinstance(error, (MemoryError, OSError)) and not isinstance(error, zipfile.BadZipFile):
+            raise
+        raise UserError(f"{what}: {path} is damaged or not a .pt file; make it again") from None
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script's main: a user's mistake is one line and exit code 2, a failing disk one line and code 1."""
+    try:
+        code = main()
+    except UserError as error:
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", 130))
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        reason = error.strerror or str(error)
+        sys.exit(_complain(f"{reason}{where}; everything written before is still good", 1))
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    return code
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that could drive a terminal (a caption may hold any bytes)."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
