@@ -1,0 +1,185 @@
+"""Checkpoints: the Q-Former with all that is needed to use it or to go on training, never the frozen models.
+
+A checkpoint file is a dict with the published code's keys ("epoch", "model_state_dict", "optimizer_state_dict",
+"train_loss") and this project's ("config", "progress"). Files are opened as tensors and plain values only.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import files
+from files import UserError
+
+PREFIX = "qformer."
+PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
+    "llm": "Qwen/Qwen2-1.5B",
+    "prompt": "a video showing:",
+    "features": {
+        "encoder": "facebook/vjepa2-vitl-fpc64-256",
+        "frames": 32,
+        "size": 256,
+        "crop": False,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "dtype": "float16",
+        "pool": 1,
+        "tokens": 4096,
+        "dim": 1024,
+    },
+}
+PUBLISHED_HEADS = 4
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds; `weights` by the Q-Former's own parameter names."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    epoch: int = 0  # epochs completed
+    optimizer: dict[str, Any] | None = None
+    progress: dict[str, Any] = field(default_factory=dict)  # place within the epoch, losses so far, scores
+
+
+def write(path: Path, saved: Checkpoint) -> None:
+    """Write a checkpoint file, whole or not at all."""
+    losses = [line["train_loss"] for line in saved.progress.get("history", [])]
+    files.save_tensors(
+        path,
+        {
+            "epoch": saved.epoch,
+            "model_state_dict": {PREFIX + name: tensor for name, tensor in saved.weights.items()},
+            "optimizer_state_dict": saved.optimizer,
+            "train_loss": losses[-1] if losses else None,
+            "config": saved.config,
+            "progress": saved.progress,
+        },
+    )
+
+
+def read(path: Path | str) -> Checkpoint:
+    """Read a checkpoint file (this project's or the published code's) or a folder of `write_folder`.
+
+    Raises: UserError where it is missing, damaged, would run code, or is no checkpoint of a captioner.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    saved = files.load_tensors(path, "the checkpoint")
+    if not isinstance(saved, dict) or not isinstance(saved.get("model_state_dict"), dict):
+        raise UserError(
+            f"the checkpoint: {path} holds no model_state_dict; give --checkpoint a file that train.py wrote"
+        )
+    state = saved["model_state_dict"].items()
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state if str(name).startswith(PREFIX)}
+    config, progress = saved.get("config"), saved.get("progress") or {}
+    epoch = saved.get("epoch", 0)
+    if not isinstance(epoch, int) or not isinstance(progress, dict):
+        raise UserError(f"the checkpoint: {path} is damaged (its epoch or its progress); make it again")
+    config = {**PUBLISHED, "qformer": shape_of(weights, path)} if config is None else _checked(config, path)
+    return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), progress)
+
+
+def shape_of(weights: dict[str, Tensor], path: Path) -> dict[str, int]:
+    """The Q-Former's shape, read off its weights; the number of heads leaves no trace and is the published one."""
+    try:
+        _, queries, dim = weights["query_tokens"].shape
+        visual_dim = weights["visual_proj.weight"].shape[1]
+        hidden = weights["blocks.0.mlp.0.weight"].shape[0]
+    except (KeyError, ValueError, AttributeError, IndexError):
+        raise UserError(
+            f"the checkpoint: {path} holds no Q-Former; give --checkpoint a file that train.py wrote"
+        ) from None
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    shape = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "num_heads": PUBLISHED_HEADS}
+    return {**shape, "depth": depth, "mlp_ratio": hidden // dim}
+
+
+def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
+    """Copy a checkpoint's weights into a Q-Former. Raises: UserError where they are of another shape."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in qformer.state_dict().items()}
+    found = {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else None for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"the checkpoint: {path} is of another shape: {name} is {found.get(name)}, wanted {wanted.get(name)}; "
+                "use the settings it was trained with, or another --checkpoint"
+            )
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"the checkpoint: {path} holds numbers that are not finite ({bad[0]}); use an earlier one")
+    qformer.load_state_dict(weights)
+
+
+def write_folder(folder: Path, config: dict[str, Any], qformer: nn.Module) -> None:
+    """Write config.json and model.safetensors (the Q-Former only), the form that hubs share."""
+    tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in qformer.state_dict().items()}
+    files.write_atomic(folder / "model.safetensors", lambda file: file.write(save(tensors)))
+    files.write_json(folder / "config.json", config)
+
+
+def fetch_folder(name: str, **download: Any) -> Path:
+    """A local folder as it is, or a hub's repository downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+    wanted = {key: value for key, value in download.items() if key in known}
+    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **wanted))
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    config = _checked(files.read_json(folder / "config.json", "the checkpoint's config"), folder)
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except FileNotFoundError:
+        raise UserError(f"the checkpoint: there is no file {folder / 'model.safetensors'}") from None
+    except SafetensorError as error:
+        raise UserError(f"the checkpoint: {folder / 'model.safetensors'} is damaged ({error})") from None
+    return Checkpoint(config, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+
+
+def _checked(config: Any, path: Path) -> dict[str, Any]:
+    """A config with all its parts. Sizes are checked before anything is allocated by them."""
+    parts = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}
+    if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in parts.items()):
+        raise UserError(f"the checkpoint: the config in {path} is damaged or of another program; make it again")
+    limits = {"num_queries": 65536, "dim": 65536, "visual_dim": 65536, "num_heads": 1024, "depth": 256, "mlp_ratio": 64}
+    shape = config["qformer"]
+    for key, limit in limits.items():
+        if not isinstance(shape.get(key), int) or not 0 < shape[key] <= limit:
+            raise UserError(f"the checkpoint: {key} in {path} is {shape.get(key)!r}, which no Q-Former has")
+    rates = [shape.get("dropout", 0.0), shape.get("mlp_dropout", 0.0)]
+    if set(shape) - set(limits) - {"dropout", "mlp_dropout"} or not all(
+        isinstance(rate, float | int) and 0 <= rate < 1 for rate in rates
+    ):
+        raise UserError(f"the checkpoint: the Q-Former's config in {path} is damaged; make it again")
+    return config
+
+
+def cpu_copy(state: Any) -> Any:
+    """A copy of a state dict that later steps do not change."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: cpu_copy(value) for key, value in state.items()}
+    return [cpu_copy(value) for value in state] if isinstance(state, list) else state
+
+
+def optimizer_fits(optimizer: torch.optim.Optimizer, state: Any) -> bool:
+    """Whether a saved optimizer state is for the same parameters, so that training can go on from it."""
+    try:
+        saved = [index for group in state["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return len(saved) == len(parameters) and all(
+            state["state"][index]["exp_avg"].shape == parameter.shape
+            for index, parameter in zip(saved, parameters, strict=True)
+            if index in state["state"]
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False

@@ -1,0 +1,228 @@
+"""Something-Something V2 on disk: where things lie, what the annotations say, which caption is drawn when.
+
+Layout under one folder: 20bn-something-something-v2/<id>.webm, labels/, ssv2_paraphrase.json,
+annotations/<split>_ready.json, features/<split>/<id>.pt.
+"""
+
+import csv
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import files
+from files import UserError
+
+DEFAULT_DATA = Path("data/something-something-v2")
+SPLITS = ("train", "validation", "test")
+READY = {"train": "train_ready.json", "validation": "val_ready.json", "test": "test_ready.json"}
+CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+Record = dict[str, Any]  # {"id", "label", "template", "placeholders"}
+
+
+class Layout:
+    """Where everything of a dataset lies under its folder."""
+
+    def __init__(self, data: Path | str) -> None:
+        self.data = Path(data)
+        self.videos = self.data / "20bn-something-something-v2"
+        self.labels = self.data / "labels"
+        self.annotations = self.data / "annotations"
+        self.features = self.data / "features"
+
+    def video(self, clip_id: str) -> Path | None:
+        """The clip's file, webm or mp4, or None."""
+        paths = (self.videos / f"{check_id(clip_id)}{suffix}" for suffix in (".webm", ".mp4"))
+        return next((path for path in paths if path.is_file()), None)
+
+    def ready(self, split: str) -> Path:
+        """The file of caption lists that prepare_annotations.py writes."""
+        return self.annotations / READY[check_split(split)]
+
+    def feature_folder(self, split: str) -> Path:
+        """The folder of a split's cached features."""
+        return self.features / check_split(split)
+
+    def labels_file(self, name: str) -> Path | None:
+        """A file of the labels folder by its new name or its older one (something-something-v2-<name>), or None."""
+        folders = (self.labels, self.data)
+        paths = (folder / f"{before}{name}" for folder in folders for before in ("", "something-something-v2-"))
+        return next((path for path in paths if path.is_file()), None)
+
+
+def check_split(split: str) -> str:
+    """The split's name. Raises: UserError for one that SSv2 does not have."""
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: SSv2 has {', '.join(SPLITS)}")
+    return split
+
+
+def check_id(clip_id: Any) -> str:
+    """A clip id as text. Raises: UserError for one that is not a plain file name (it could leave the folder)."""
+    text = str(clip_id) if isinstance(clip_id, str | int) and not isinstance(clip_id, bool) else ""
+    if not _SAFE_ID.fullmatch(text):
+        raise UserError(f"the clip id {clip_id!r:.80} is not a plain name of letters, digits, '_', '-' and '.'")
+    return text
+
+
+def check_data(data: Path | str) -> Layout:
+    """The dataset's layout. Raises: UserError where there is no dataset."""
+    layout = Layout(data)
+    if not layout.data.is_dir():
+        raise UserError(
+            f"there is no dataset at {layout.data}; give --data the folder that holds labels/ and the videos"
+        )
+    return layout
+
+
+def read_split(data: Path | str, split: str) -> list[Record]:
+    """A split's records as SSv2's labels give them; the test split's hold ids only.
+
+    Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
+    """
+    layout = check_data(data)
+    name = f"{check_split(split)}.json"
+    path = layout.labels_file(name)
+    if path is None:
+        raise UserError(
+            f"the {split} labels: there is no {layout.labels / name}; download SSv2's labels into that folder"
+        )
+    return check_records(files.read_json(path, f"the {split} labels"), path)
+
+
+def read_ready(data: Path | str, split: str) -> list[Record]:
+    """A split's records with their caption lists, as prepare_annotations.py wrote them.
+
+    Raises: UserError where the file is missing (prepare_annotations.py makes it) or of another form.
+    """
+    layout = check_data(data)
+    path = layout.ready(split)
+    if not path.is_file():
+        raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {layout.data}")
+    records = check_records(files.read_json(path, f"the {split} captions"), path)
+    for record in records:
+        captions = record.get("label")
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f"{path}: the label of clip {record['id']} is not a list of captions")
+    return records
+
+
+def check_records(value: Any, path: Path) -> list[Record]:
+    """Records with safe ids, each once, and captions, templates and placeholders of the right kind."""
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        raise UserError(f"{path} is not a list of records; download or prepare it again")
+    if not value:
+        raise UserError(f"{path} holds no clips; download or prepare it again")
+    seen = set()
+    for number, record in enumerate(value):
+        if "id" not in record:
+            raise UserError(f"{path}: record {number} has no id")
+        try:
+            record["id"] = check_id(record["id"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        if record["id"] in seen:
+            raise UserError(f"{path}: the clip {record['id']} is there twice; remove one")
+        seen.add(record["id"])
+        if not isinstance(record.get("template", ""), str):
+            raise UserError(f"{path}: the template of clip {record['id']} is not text")
+        words = record.get("placeholders") or []
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{path}: the placeholders of clip {record['id']} are not a list of words")
+    return value
+
+
+def read_templates(data: Path | str) -> list[str]:
+    """The action templates, in the order of their numbers. Raises: UserError where labels.json does not hold them."""
+    layout = check_data(data)
+    path = layout.labels_file("labels.json")
+    if path is None:
+        raise UserError(f"the templates: there is no {layout.labels / 'labels.json'}; download SSv2's labels")
+    numbers = files.read_json(path, "the templates")
+    try:
+        templates = sorted(numbers, key=lambda template: int(numbers[template]))
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"the templates: {path} does not map templates to numbers; download it again") from None
+    if not templates:
+        raise UserError(f"the templates: {path} holds none; download it again")
+    return templates
+
+
+def read_answers(data: Path | str) -> dict[str, str]:
+    """The test split's labels by clip id (lines `id;label`); empty where there is no such file."""
+    path = check_data(data).labels_file("test-answers.csv")
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except ValueError:
+        raise UserError(f"the test answers: {path} is not UTF-8 text; download it again") from None
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=";") if row]
+    except csv.Error as error:
+        raise UserError(f"the test answers: {path} is not a table ({error}); download it again") from None
+    if any(len(row) < 2 for row in rows):
+        raise UserError(f"the test answers: {path} has lines that are not `id;label`; download it again")
+    return {check_id(row[0].strip()): clean(";".join(row[1:])) for row in rows}
+
+
+def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -> dict[str, list[str]]:
+    """Paraphrases by clip id, from one JSON file or all those of a folder; {} where there are none at all.
+
+    Args:
+        path: a file or folder; None looks for ssv2_paraphrase.json, then for parts, under `data`.
+        data: the dataset's folder.
+
+    Raises: UserError where a named path is missing, or a file is not {"<id>": ["...", ...]}.
+    """
+    if path is None:
+        root = Path(data)
+        parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
+        whole = [found for found in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if found.exists()]
+        paths = _json_files(whole[0]) if whole else parts
+    else:
+        paths = _json_files(Path(path))
+    merged: dict[str, list[str]] = {}
+    for part in paths:
+        content = files.read_json(part, "the paraphrases")
+        if not isinstance(content, dict):
+            raise UserError(f"the paraphrases: {part} does not map clip ids to lists of captions")
+        for clip_id, texts in content.items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"the paraphrases: {part}: those of clip {clip_id!r:.80} are not a list of captions")
+            merged.setdefault(clip_id, []).extend(texts)
+    return merged
+
+
+def _json_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.rglob("*.json")) if path.is_dir() else []
+    if not found:
+        raise UserError(f"the paraphrases: there is no file or folder of .json parts at {path}")
+    return found
+
+
+def clean(text: str) -> str:
+    """A caption on one line, without control characters and with single spaces."""
+    kept = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(kept.split())[:CAPTION_LIMIT]
+
+
+def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str]:
+    """`count` distinct captions of a clip for an epoch, fewer where it has fewer.
+
+    The draw depends on run, epoch and clip only: not on workers, ranks, batches or what was drawn before.
+    """
+    captions = list(dict.fromkeys(record["label"]))
+    chooser = random.Random(f"{seed} {epoch} {record['id']}")
+    return chooser.sample(captions, min(count, len(captions)))
+
+
+def epoch_order(ids: list[str], seed: int, epoch: int) -> list[str]:
+    """The clips in an epoch's order, which depends on run and epoch only."""
+    order = sorted(ids)
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return order
