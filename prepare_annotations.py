@@ -77,7 +77,9 @@ def test_lists(answers: dict[str, str], templates: list[str]) -> list[dataset.Re
     records = []
     for clip_id, label in answers.items():
         reading = reader.read(label)
-        found = {"template": reading.template, "placeholders": list(reading.placeholders)}
+        # SSv2's own answers say "something" where the objects were: no object can be scored then.
+        named = any(word.lower() != "something" for word in reading.placeholders)
+        found = {"template": reading.template, "placeholders": list(reading.placeholders) if named else []}
         records.append({"id": clip_id, "label": [label], **found})
     return records
 

@@ -1,0 +1,216 @@
+import copy
+
+import pytest
+import tiny
+import torch
+
+import language
+from benchmarks import textbook
+from qformer import QFormer, VideoCaptioner
+
+KINDS = ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"]
+BATCH = [
+    [tiny.CAPTIONS[0], tiny.CAPTIONS[2], tiny.CAPTIONS[5]],
+    [tiny.CAPTIONS[1]],
+    [tiny.CAPTIONS[3], tiny.CAPTIONS[4]],
+]
+
+
+def some_features(batch=3, tokens=6, width=16):
+    return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(1))
+
+
+def pair(dropout=0.0, **sizes):
+    torch.manual_seed(0)
+    absorbed = QFormer(**sizes, dropout=dropout, mlp_dropout=dropout)
+    for parameter in absorbed.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # biases that matter
+    reference = textbook.TextbookQFormer(**sizes, dropout=dropout, mlp_dropout=dropout)
+    reference.load_state_dict(absorbed.state_dict())
+    return absorbed, reference
+
+
+def test_full_size_has_the_published_number_of_parameters_and_names():
+    with torch.device("meta"):
+        qformer = QFormer()
+    assert sum(parameter.numel() for parameter in qformer.parameters()) == 39_453_696
+    attention = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
+    names = ["query_tokens", "visual_proj.weight", "visual_proj.bias", "norm.weight", "norm.bias"]
+    names += [f"blocks.0.{kind}_attn.{name}" for kind in ("self", "cross") for name in attention]
+    names += [f"blocks.0.{part}.{end}" for part in ("norm1", "norm2", "norm3") for end in ("weight", "bias")]
+    names += [f"blocks.0.mlp.{layer}.{end}" for layer in (0, 3) for end in ("weight", "bias")]
+    assert sorted(qformer.state_dict()) == sorted(names)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_absorbed_attention_equals_the_textbook_in_outputs_and_all_gradients(depth, masked):
+    absorbed, reference = pair(num_queries=5, dim=24, visual_dim=16, num_heads=3, depth=depth)
+    features = some_features()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[2, 1:] = False
+    mask = mask if masked else None
+    outputs = [model(features, mask) for model in (absorbed, reference)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, one), other in zip(absorbed.named_parameters(), reference.parameters(), strict=True):
+        scale = other.grad.norm() + 1e-6
+        # A key bias moves all scores of a query alike: its gradient is zero but for rounding.
+        assert (one.grad - other.grad).norm() / scale < 1e-5 or other.grad.norm() < 1e-4, name
+
+
+def test_the_sums_that_dropout_changes_are_kept():
+    """With attention dropout, sum(p) is not 1: the biases' share must follow it, as in the textbook."""
+    absorbed, reference = pair(num_queries=3, dim=8, visual_dim=4, num_heads=2)
+    x, features = torch.randn(2, 3, 8), some_features(2, 5, 4)
+    kept = torch.bernoulli(torch.full((2, 6, 5), 0.5)) * 2  # what dropout multiplies p by
+    cross, plain = absorbed.blocks[0].cross_attn, reference.blocks[0].cross_attn
+    visual = absorbed.visual_proj(features)
+    q, k, v = torch.nn.functional._in_projection_packed(x, visual, visual, plain.in_proj_weight, plain.in_proj_bias)
+    q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
+    p = (q @ k.mT / 2).softmax(-1) * kept.unflatten(1, (2, 3))
+    expected = plain.out_proj((p @ v).transpose(1, 2).flatten(2))
+    drop = torch.nn.functional.dropout
+    try:
+        torch.nn.functional.dropout = lambda p, *_: p * kept
+        found = cross(x, features, absorbed.visual_proj)
+    finally:
+        torch.nn.functional.dropout = drop
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropout_differs_between_clips_and_ends_in_eval_mode():
+    qformer = tiny.tiny_qformer(dropout=0.5)
+    features = some_features(1).expand(2, -1, -1)
+    one, other = qformer.train()(features)
+    assert not torch.allclose(one, other)
+    one, other = qformer.eval()(features)
+    assert torch.equal(one, other)
+
+
+def test_bfloat16_autocast_stays_close_to_float32():
+    qformer = tiny.tiny_qformer()
+    features = some_features()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = qformer(features.half())
+    torch.testing.assert_close(rough.float(), qformer(features), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_equals_the_textbook_for_captions_of_equal_length(kind):
+    captioner = tiny.tiny_captioner(kind)
+    reference = textbook.TextbookQFormer(4, 32, 16, 4, dropout=0.0, mlp_dropout=0.0)
+    reference.load_state_dict(captioner.qformer.state_dict())
+    captions = [tiny.CAPTIONS[0], "moving a red pen on"]
+    ids = [captioner.caption_ids(caption) for caption in captions]
+    length = min(map(len, ids))
+    captions = [captioner.tokenizer.decode(row[:length]).strip() for row in ids]
+    ids = [captioner.caption_ids(caption) for caption in captions]
+    assert len(ids[0]) == len(ids[1])
+    features = some_features(2)
+    loss = captioner.loss(features, captions)
+    arguments = (captioner.text, ids, captioner.eos_id, captioner.pad_id)
+    expected = textbook.textbook_loss(captioner.lm, reference, features, *arguments)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_that_share_a_prefix_score_as_each_alone(kind):
+    captioner = tiny.tiny_captioner(kind)
+    features = some_features()
+    ids = [[captioner.caption_ids(caption) for caption in row] for row in BATCH]
+    together = captioner._caption_nll(captioner.prefix(features), ids)
+    alone = [
+        captioner.loss(features[row : row + 1], [caption]) for row, captions in enumerate(BATCH) for caption in captions
+    ]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(captioner.loss(features, BATCH), torch.stack(alone).mean(), rtol=1e-5, atol=1e-5)
+    weighted = captioner.loss(features, BATCH, weights=[0.5, 0, 0, 0, 0, 2])
+    torch.testing.assert_close(weighted, 0.5 * alone[0] + 2 * alone[5], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_score_agrees_with_each_text_apart(kind, monkeypatch):
+    monkeypatch.setattr("qformer.SCORED_LOGITS", 3 * 384 * 14)  # several blocks of texts
+    captioner = tiny.tiny_captioner(kind)
+    features = some_features()
+    scores = captioner.score(features, tiny.CAPTIONS)
+    assert scores.shape == (3, len(tiny.CAPTIONS))
+    for column, text in enumerate(tiny.CAPTIONS):
+        for row in range(3):
+            expected = -captioner.loss(features[row : row + 1], [text])
+            torch.testing.assert_close(scores[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_is_greedy_and_the_same_in_any_batch(kind):
+    captioner = tiny.tiny_captioner(kind)
+    features = some_features()
+    together = captioner.generate(features, max_new_tokens=8)
+    assert together == [captioner.generate(features[row : row + 1], max_new_tokens=8)[0] for row in range(3)]
+    ids = []
+    for _ in range(8):  # without a cache: the whole row again for each token
+        inputs = torch.cat([captioner.prefix(features[:1]), captioner._embed(ids, 1)], dim=1)
+        ids.append(captioner.lm(inputs_embeds=inputs).logits[0, -1].argmax().item())
+        if ids[-1] == captioner.eos_id:
+            break
+    assert together[0] == " ".join(captioner.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+
+def test_beam_search_finds_captions_at_least_as_likely_as_greedy():
+    captioner = tiny.tiny_captioner()
+    features = some_features()
+    assert len(captioner.generate(features, max_new_tokens=6, num_beams=3)) == 3
+
+
+def test_generation_does_not_run_past_the_positions_of_the_language_model():
+    lm = tiny.tiny_lm("gpt2", positions=16)
+    captioner = VideoCaptioner(lm, tiny.tiny_tokenizer(), tiny.tiny_qformer())
+    assert captioner.max_caption_tokens == 16 - captioner.prefix_length
+    assert len(captioner.generate(some_features(), max_new_tokens=50)) == 3
+
+
+def test_frozen_means_frozen():
+    captioner = tiny.tiny_captioner(dropout=0.1)
+    before = copy.deepcopy(captioner.lm.state_dict())
+    optimizer = torch.optim.AdamW([p for p in captioner.parameters() if p.requires_grad], lr=0.1)
+    captioner.train()
+    assert not captioner.lm.training and captioner.qformer.training
+    for _ in range(3):
+        captioner.loss(some_features(), tiny.CAPTIONS[:3]).backward()
+        optimizer.step()
+    assert all(parameter.grad is None for parameter in captioner.lm.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in captioner.lm.state_dict().items())
+    assert {p for group in optimizer.param_groups for p in group["params"]} == set(captioner.qformer.parameters())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("tokens", [{}, {"pad": None}, {"pad": "<pad>"}, {"eos": "</s>", "pad": "</s>", "bos": "<s>"}])
+def test_eos_is_predicted_whatever_the_tokenizers_habits(tie, tokens):
+    tokenizer = tiny.tiny_tokenizer(**tokens)
+    captioner = VideoCaptioner(tiny.tiny_lm(tie=tie), tokenizer, tiny.tiny_qformer())
+    assert captioner.eos_id == tokenizer.eos_token_id
+    assert captioner.lead == ([tokenizer.bos_token_id] if "bos" in tokens else [])
+    assert captioner.prefix_length == captioner.prefix(some_features()).shape[1]
+    features = some_features(1)
+    ids = captioner.caption_ids("moving a red ball up")
+    inputs = torch.cat([captioner.prefix(features), captioner._embed(ids, 1)], dim=1)
+    logits = captioner.lm(inputs_embeds=inputs).logits[0, captioner.prefix_length - 1 :]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([*ids, tokenizer.eos_token_id]))
+    torch.testing.assert_close(captioner.loss(features, ["moving a red ball up"]), expected)
+
+
+def test_an_eos_that_only_the_model_names_is_found():
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.eos_token = None
+    lm = tiny.tiny_lm()
+    with pytest.raises(ValueError, match="no EOS"):
+        language.eos_id(tokenizer, lm)
+    lm.config.eos_token_id = [7, 8]
+    assert language.eos_id(tokenizer, lm) == 7
+
+
+def test_widths_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="64 wide, the language model's embeddings 32"):
+        VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(dim=64))
