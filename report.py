@@ -1,0 +1,391 @@
+"""What people look at: curves, the results page, captioned GIFs.
+
+The page is one file that opens from disk. Its captions travel as JSON and reach the document only as text
+(textContent), and its clips stay where they are: the page points at them by relative path.
+
+Letters of shapes: T frames, H height, W width.
+"""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image, ImageDraw, ImageFont
+
+import files
+
+# A clip may have 14 paraphrases; on a page of 24,777 clips the rest would double its size and nobody reads them.
+REFERENCES_SHOWN = 5
+
+# Control characters, text-direction overrides and halves of surrogate pairs: they can hide or reverse what a
+# caption says. Joiners (U+200C, U+200D) stay: Persian and emoji need them.
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\uffff]")
+
+
+def write_page(
+    path: Path | str,
+    title: str,
+    clips: Iterable[Mapping[str, Any]],
+    history: Sequence[Mapping[str, Any]] | None = None,
+    scores: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    made_by: str | None = None,
+    confused: Sequence[Sequence[Any]] | None = None,
+) -> None:
+    """Write one self-contained HTML page: curves, scores, and a gallery of clips beside their captions.
+
+    clips: dicts of "id" and, each where there is one: "prediction", "references" (list), "video" and "tracks"
+      (.webm/.mp4 and .vtt, relative to the page, as `relative` gives them), "template", "outcome" ("exact",
+      "template" or "wrong"), "score", "segments" (list of {"start", "end" (seconds), "caption"}) and "error"
+      (why the clip has no caption).
+    history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
+    scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group";
+      or a dict of name to value or to (value, low, high).
+    made_by: the command and commit, shown under the title.
+    confused: (true template, predicted template, count) rows, most frequent first.
+    """
+    path = Path(path)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page.filters["shown"] = shown
+    html = page.get_template("page.html.j2").render(
+        title=title,
+        made_by=made_by,
+        charts=_charts(history or []),
+        groups=_score_groups(scores or []),
+        confused=confused or [],
+        data=_embedded({"clips": [_clip(clip, path.parent) for clip in clips]}),
+    )
+    files.write_text(path, html)
+
+
+def relative(target: Path | str, page: Path | str) -> str:
+    """The path of `target` as seen from the folder of `page`, for "video" and "tracks"."""
+    try:
+        return Path(os.path.relpath(target, Path(page).parent)).as_posix()
+    except ValueError:  # Windows: on another drive
+        return os.path.abspath(target)
+
+
+def shown(text: str) -> str:
+    """Text as the page shows it: what could hide or reverse a caption becomes a visible replacement character."""
+    return _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON for a <script type="application/json">: ASCII only, and nothing in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    references = clip.get("references") or []
+    embedded = {
+        "id": shown(clip["id"]),
+        "prediction": shown(clip.get("prediction") or ""),
+        "references": [shown(text) for text in references[:REFERENCES_SHOWN]],
+        "unseen": max(0, len(references) - REFERENCES_SHOWN),
+        "video": _address(clip.get("video")),
+        "template": shown(clip.get("template") or ""),
+        "outcome": clip.get("outcome"),
+        "score": _finite(clip.get("score"), digits=4),
+        "error": shown(clip["error"]) if clip.get("error") else None,
+    }
+    if clip.get("segments"):
+        embedded["segments"] = [
+            {"start": _finite(s["start"], 3), "end": _finite(s["end"], 3), "caption": shown(s["caption"])}
+            for s in clip["segments"]
+        ]
+    if clip.get("tracks"):
+        embedded["tracks"] = _address(clip["tracks"])
+        # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
+        try:
+            embedded["vtt"] = (folder / clip["tracks"]).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            embedded["vtt"] = None
+    return {key: value for key, value in embedded.items() if value not in (None, "", [], 0) or key == "score"}
+
+
+def _address(path: Path | str | None) -> str | None:
+    """A URL for a path: names may hold '#', '?', '%' or bytes that are no UTF-8."""
+    if not path:
+        return None
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return text
+    if os.path.isabs(text):
+        return Path(text).as_uri()
+    return quote(os.fsencode(Path(text).as_posix()))
+
+
+def _finite(value: Any, digits: int | None = None) -> float | None:
+    """The number, rounded; None for None, NaN and infinities, which JSON cannot say."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value) if digits is None else round(float(value), digits)
+
+
+# ---- scores ----
+
+
+def _score_groups(scores: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows under their headings, in order; each row with its texts and, in percent of the group's scale, its bar."""
+    if isinstance(scores, Mapping):
+        scores = [_score_row(name, value) for name, value in scores.items()]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in scores:
+        groups.setdefault(row.get("group") or "", []).append(dict(row))
+    for rows in groups.values():
+        for row in rows:
+            row["text"] = _number(row.get("value"))
+            row["interval"] = f"{_number(row['low'])} – {_number(row['high'])}" if _has_interval(row) else ""
+        # Rates share the scale 0 to 1; a CIDEr above 1 stretches its group's. Counts have no bar.
+        fractions = [r for r in rows if isinstance(r.get("value"), float) and math.isfinite(r["value"])]
+        scale = max([1.0] + [r["value"] for r in fractions] + [r["high"] for r in fractions if _has_interval(r)])
+        for row in fractions:
+            low, high = (row["low"], row["high"]) if _has_interval(row) else (row["value"], row["value"])
+            row["bar"] = [round(100 * min(max(v, 0.0), scale) / scale, 2) for v in (row["value"], low, high)]
+    return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def _score_row(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, tuple | list):
+        value, low, high = value
+        return {"name": name, "value": value, "low": low, "high": high}
+    return {"name": name, "value": value}
+
+
+def _has_interval(row: Mapping[str, Any]) -> bool:
+    return _finite(row.get("low")) is not None and _finite(row.get("high")) is not None
+
+
+def _number(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+# ---- curves ----
+
+_CURVES = {"Loss": {"train": "train_loss", "validation": "val_loss"}, "CIDEr": {"CIDEr": "CIDEr"}}
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 220, 44, 14, 12, 30  # of a chart, in SVG units
+
+
+def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    pairs = [(_finite(row.get("epoch", i + 1)), _finite(row.get(key))) for i, row in enumerate(history)]
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    charts = []
+    for title, curves in _CURVES.items():
+        lines = {name: _points(history, key) for name, key in curves.items()}
+        lines = {name: points for name, points in lines.items() if points}
+        if lines:
+            charts.append(_chart(title, lines))
+    return charts
+
+
+def _chart(title: str, lines: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Where everything of one SVG chart goes: ticks, lines and dots in SVG units."""
+    xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
+    x_ticks, y_ticks = _ticks(min(xs), max(xs), 8, whole=True), _ticks(min(ys), max(ys), 5)
+    x_low, x_high = min(xs), max(xs)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def right(x: float) -> float:
+        part = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def down(y: float) -> float:
+        return round(_TOP + (y_high - y) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    said = "; ".join(f"{name} {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in lines.items())
+    return {
+        "title": title,
+        "label": f"{title} by epoch: {said}",
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "bottom": _HEIGHT - _BOTTOM,
+        "x_ticks": [(right(x), f"{x:g}") for x in x_ticks if x_low <= x <= x_high],
+        "y_ticks": [(down(y), f"{y:g}") for y in y_ticks],
+        "lines": [
+            {
+                "name": name,
+                "points": " ".join(f"{right(x)},{down(y)}" for x, y in points),
+                "dots": [(right(x), down(y), f"{name}, epoch {x:g}: {y:.4g}") for x, y in points],
+            }
+            for name, points in lines.items()
+        ],
+    }
+
+
+def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose low..high, about `most` of them."""
+    if high <= low:
+        low, high = low - (1 if whole else abs(low) * 0.1 or 1), high + (1 if whole else abs(high) * 0.1 or 1)
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = max(step, 1.0) if whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw train and validation loss, and CIDEr on an axis of its own, against the epoch, as a PNG.
+
+    history: as in `write_page`.
+    """
+    # matplotlib takes half a second to import, and captioning a video needs none of it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses = figure.add_subplot(xlabel="epoch", ylabel="loss")
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.grid(alpha=0.25)
+    for name, key, style in (("training loss", "train_loss", "C0o-"), ("validation loss", "val_loss", "C1s--")):
+        if points := _points(history, key):
+            losses.plot(*zip(*points, strict=True), style, label=name, markersize=4)
+    if points := _points(history, "CIDEr"):
+        cider = losses.twinx()
+        cider.set_ylabel("CIDEr")
+        cider.plot(*zip(*points, strict=True), "C2^:", label="CIDEr", markersize=4)
+    if history:
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    # No version in the file: the same history gives the same bytes.
+    files.write_atomic(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+
+
+# ---- captioned GIFs ----
+
+_STRIP, _INK, _DIM = (17, 19, 22), (245, 245, 240), (160, 164, 170)  # under the clip: ground, caption, reference
+_MOST_FPS = 25.0  # browsers slow down a GIF whose frames stand for less than 20 ms
+
+
+def write_gif(
+    path: Path | str,
+    frames: np.ndarray,
+    caption: str,
+    fps: float,
+    max_bytes: int = 1_000_000,
+    reference: str | None = None,
+    width: int = 320,
+) -> None:
+    """Write an endless GIF of a clip with its caption (and a reference, dimmed) drawn under it.
+
+    frames: (T, H, W, 3) uint8, shown at `fps` frames a second and `width` pixels wide. Where that takes more than
+    `max_bytes`, colours, frames and width are reduced until it fits; the clip keeps its duration.
+    Raises: ValueError where the frames have another shape or type; UserError where nothing fits in max_bytes.
+    """
+    frames = np.asarray(frames)  # (T, H, W, 3)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {frames.dtype} {frames.shape}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be a positive number, got {fps}")
+    thinnest = math.ceil(fps / _MOST_FPS - 1e-6)
+    for part, colours, thinning in _GIF_SIZES:
+        step = thinnest * thinning
+        picture = _gif(frames[::step], caption, reference, fps / step, max(48, round(width * part)), colours)
+        if len(picture) <= max_bytes:
+            files.write_atomic(path, lambda file, picture=picture: file.write(picture))
+            return
+    raise files.UserError(f"{path}: the smallest GIF of this clip has {len(picture):,} bytes, over {max_bytes:,}")
+
+
+# (part of the width, colours, one frame in n): what is missed least goes first.
+_GIF_SIZES = (
+    *((1.0, 128, 1), (1.0, 64, 1), (1.0, 64, 2), (0.75, 64, 2), (0.75, 32, 3), (0.6, 32, 4), (0.5, 32, 4)),
+    *((0.5, 16, 6), (0.4, 16, 8), (0.3, 16, 16), (0.2, 8, 32)),
+)
+
+
+def _gif(
+    frames: np.ndarray, caption: str, reference: str | None, fps: float, width: int, colours: int
+) -> bytes:  # frames (T, H, W, 3)
+    height = max(1, round(frames.shape[1] * width / frames.shape[2]))
+    strip = _strip(width, caption, reference)
+    pictures = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
+
+    # One palette for all frames, so that what stands still has one colour and costs nothing in the next frame.
+    # A third of the colours of a 16-colour GIF for the caption is much, but it has to be read.
+    greys = max(3, min(8, colours // 4))
+    some = pictures[:: math.ceil(len(pictures) / 8)]
+    sheet = Image.new("RGB", (width, height * len(some)))
+    for row, picture in enumerate(some):
+        sheet.paste(picture, (0, row * height))
+    found = sheet.quantize(colours - greys, Image.Quantize.MEDIANCUT).getpalette()[: 3 * (colours - greys)]
+    ramp = np.linspace(_STRIP, _INK, greys).round().astype(int).ravel().tolist()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(ramp + found)
+
+    composed = []
+    for picture in pictures:
+        whole = Image.new("RGB", (width, height + strip.height))
+        whole.paste(picture, (0, 0))
+        whole.paste(strip, (0, height))
+        composed.append(whole.quantize(palette=palette, dither=Image.Dither.NONE))
+    # A GIF counts in hundredths of a second. Rounding the ends keeps the sum right where 1 / fps is not whole.
+    ends = np.round(np.arange(1, len(composed) + 1) * 100 / fps).astype(int)
+    delays = np.maximum(2, np.diff(ends, prepend=0)) * 10  # milliseconds
+    out = io.BytesIO()
+    composed[0].save(
+        out, "GIF", save_all=True, append_images=composed[1:], duration=delays.tolist(), loop=0, disposal=1
+    )
+    return out.getvalue()
+
+
+def _strip(width: int, caption: str, reference: str | None) -> Image.Image:
+    """The caption, wrapped, in white on a dark ground; the reference under it in grey."""
+    size = max(11, round(width / 20))
+    margin = size // 2
+    rows = []
+    for text, scale, ink in ((caption, 1.0, _INK), (f"reference: {reference}" if reference else "", 0.8, _DIM)):
+        font = _font(max(9, round(size * scale)))
+        rows += [(line, font, ink) for line in _wrap(shown(text), font, width - 2 * margin)]
+    strip = Image.new("RGB", (width, 2 * margin + sum(round(font.size * 1.3) for _, font, _ in rows)), _STRIP)
+    draw, top = ImageDraw.Draw(strip), margin
+    for line, font, ink in rows:
+        draw.text((margin, top), line, fill=ink, font=font)
+        top += round(font.size * 1.3)
+    return strip
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own font knows Latin only. matplotlib brings one with Greek, Cyrillic, Arabic and many signs; it is
+    # found without importing matplotlib. Chinese, Japanese and Korean are drawn as boxes.
+    found = importlib.util.find_spec("matplotlib")
+    file = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found and found.origin else None
+    return ImageFont.truetype(str(file), size) if file and file.is_file() else ImageFont.load_default(size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than `width` pixels; a word that is wider is broken. Empty text gives no line."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") > width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else word
+        while len(line) > 1 and font.getlength(line) > width:
+            fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
+            lines.append(line[:fits])
+            line = line[fits:]
+    return [*lines, line] if line else lines
