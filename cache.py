@@ -1,0 +1,403 @@
+"""The feature cache: one small file a clip, read back faster than training can use it.
+
+A clip's patch tokens (N, D) are kept as float16, bfloat16, or int8 with one scale a token, after an optional
+mean over pool x pool patches of one time step. `features/config.json` says what made the cache, so that features
+of two encoders, sizes or samplings are never mixed.
+
+Letters: B clips, N tokens a clip, D their width; a grid (T', H', W') has N = T' * H' * W' tokens before pooling.
+"""
+
+import io
+import math
+import os
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import files
+from files import UserError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+POOLS = (1, 2, 4)
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Everything that decides what a cached feature is; it travels in config.json and in checkpoints."""
+
+    encoder: str  # hub name or local folder
+    frames: int  # sampled uniformly over the clip
+    size: int  # pixels, of the square that the encoder sees
+    crop: bool  # shortest edge and centre crop, or the whole frame squashed to the square
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dtype: str
+    pool: int
+    tokens: int  # N, after pooling
+    dim: int  # D
+    weights: str = ""  # fingerprint of the encoder's weights: a folder can change under its name, or move
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and checkpoints hold it."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CacheConfig":
+        """The inverse of `to_dict`. Raises: UserError where a field is missing or holds something else."""
+        try:
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name != "weights"}
+            known["mean"], known["std"] = (tuple(float(x) for x in known[key]) for key in ("mean", "std"))
+            config = cls(**known)
+            counts = (config.frames, config.size, config.tokens, config.dim)
+            good = all(type(count) is int and count > 0 for count in counts) and len(config.mean) == 3
+            good = good and len(config.std) == 3 and config.dtype in DTYPES and config.pool in POOLS
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise UserError("the description of the features (config.json) is damaged; make the cache again")
+        return config
+
+    def differences(self, other: "CacheConfig") -> list[str]:
+        """The fields in which two caches differ, as "name: mine, theirs"; the same weights may have two names."""
+        skip = {"encoder"} if self.weights and self.weights == other.weights else set()
+        if not (self.weights and other.weights):
+            skip.add("weights")
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]}, {theirs[key]}" for key in mine if key not in skip and mine[key] != theirs[key]]
+
+
+def read_config(features: Path | str) -> CacheConfig | None:
+    """What made the cache in the folder `features`; None where nothing says so (a published cache has no config)."""
+    path = Path(features) / "config.json"
+    if not path.exists():
+        return None
+    values = files.read_json(path, "the feature cache")
+    try:
+        return CacheConfig.from_dict(values)
+    except UserError:
+        raise UserError(f"the feature cache: {path} is damaged; delete {features} and preprocess again") from None
+
+
+def claim_config(features: Path | str, config: CacheConfig) -> None:
+    """Write config.json, or agree with the one that is there.
+
+    Raises: UserError where another configuration, or an unknown one, made what is already in the folder.
+    """
+    features = Path(features)
+    there = read_config(features)
+    if there is None:
+        unknown = next(features.glob("*/*.pt"), None)
+        if unknown is not None:
+            raise UserError(
+                f"{unknown} was made by nobody knows what: there is no {features / 'config.json'}; "
+                "move the old features away, or give another --data"
+            )
+        files.write_json(features / "config.json", config.to_dict())
+        there = read_config(features)  # two runs may have started at once: the last one to write is right
+    differences = there.differences(config)
+    if differences:
+        raise UserError(
+            f"{features} holds features of another kind ({'; '.join(differences)} now); "
+            "preprocess with the same flags as before, or move the old features away"
+        )
+
+
+class Packed(NamedTuple):
+    """Features as they are stored: floats without scales, or int8 with one scale a token."""
+
+    values: Tensor  # (N, D) or (B, N, D)
+    scales: Tensor | None = None  # (N, 1) or (B, N, 1), float16
+
+
+def check_pool(grid: Grid, pool: int) -> None:
+    """Raises: UserError where `pool` x `pool` patches do not tile a time step of `grid`."""
+    _, height, width = grid
+    if height % pool or width % pool:
+        raise UserError(f"--pool {pool} does not divide the {height} x {width} patches of this encoder; use --pool 1")
+
+
+def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) -> Packed:
+    """Pool and store features (N, D) or (B, N, D) as `dtype`; `grid` (T', H', W') is needed where pool > 1.
+
+    int8: x = round(x / s), s = max|x| / 127 over the token, s rounded to float16 before it divides, so that
+    what is stored and what is multiplied back are one number.
+
+    Raises: ValueError where a feature is NaN, Inf, or too large for `dtype`.
+    """
+    if pool > 1:
+        steps, height, width = grid
+        lead, dim = features.shape[:-2], features.shape[-1]
+        features = features.unflatten(-2, (steps, height // pool, pool, width // pool, pool))
+        features = features.float().mean(dim=(-4, -2)).reshape(*lead, -1, dim)  # (..., N, D)
+    if dtype != "int8":
+        packed = Packed(features.to(DTYPES[dtype]))
+    else:
+        features = features.float()
+        scales = (features.abs().amax(-1, keepdim=True) / 127).half()  # (..., N, 1)
+        # A token of zeros, or one below what float16 can tell from zero, divides by 1 and stays zero.
+        divisor = torch.where(scales == 0, 1, scales.float())
+        packed = Packed((features / divisor).round().clamp(-127, 127).to(torch.int8), scales)
+    check = packed.values if packed.scales is None else packed.scales
+    if not torch.isfinite(check).all():
+        bad = "NaN or Inf" if not torch.isfinite(features).all() else f"larger than {dtype} holds"
+        raise ValueError(f"its features are {bad}")
+    return packed
+
+
+def unpack(packed: Packed, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, N, D) in `dtype` on `device`; what crosses to the device is the small stored form."""
+    values = packed.values.to(device, non_blocking=True).to(dtype)
+    if packed.scales is not None:
+        values = values * packed.scales.to(device, non_blocking=True).to(dtype)
+    return values if values.ndim == 3 else values.unsqueeze(0)
+
+
+def save(path: Path | str, packed: Packed) -> None:
+    """Write one clip's features (N, D): a bare tensor, or {"values", "scales"} for int8."""
+    files.save_tensors(path, _as_stored(packed))
+
+
+def _as_stored(packed: Packed) -> Tensor | dict[str, Tensor]:
+    # clone: a slice of a batch would take the whole batch's storage into the file
+    values = packed.values.detach().cpu().clone()
+    return values if packed.scales is None else {"values": values, "scales": packed.scales.detach().cpu().clone()}
+
+
+def bytes_per_clip(config: CacheConfig) -> int:
+    """The size of one clip's file."""
+    return _file_size(config.dtype, config.tokens, config.dim)
+
+
+@lru_cache
+def _file_size(dtype: str, tokens: int, dim: int) -> int:
+    scales = torch.zeros(tokens, 1, dtype=torch.float16) if dtype == "int8" else None
+    file = io.BytesIO()
+    torch.save(_as_stored(Packed(torch.zeros(tokens, dim, dtype=DTYPES[dtype]), scales)), file)
+    return file.tell()
+
+
+def is_cached(path: Path | str, config: CacheConfig) -> bool:
+    """Whether a whole file of the right size is there. Cheap: it looks at the file's length and its last bytes.
+
+    The length may differ by a little from today's, since another version of torch may have written it.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 22))
+            end = file.read(22)
+            return abs(file.tell() - bytes_per_clip(config)) < 4096 and end.startswith(b"PK\x05\x06")
+    except OSError:
+        return False
+
+
+def load(path: Path | str) -> Packed:
+    """One clip's features, mmap'd; a published bare (1, N, D) comes back as (N, D).
+
+    Raises: UserError where the file is missing, damaged, of another kind, or holds NaN or Inf.
+    """
+    stored = files.load_tensors(path, "features", mmap=True)
+    if isinstance(stored, dict) and set(stored) == {"values", "scales"}:
+        packed = Packed(stored["values"], stored["scales"])
+        kinds, shapes = {torch.int8}, _is_plain(packed.scales, {torch.float16}) and packed.scales.ndim == 2
+    else:
+        packed = Packed(stored)
+        kinds, shapes = {torch.float16, torch.bfloat16, torch.float32}, True
+        if isinstance(stored, Tensor) and stored.ndim == 3 and stored.shape[0] == 1:
+            packed = Packed(stored[0])
+    shapes = shapes and _is_plain(packed.values, kinds) and packed.values.ndim == 2 and packed.values.numel() > 0
+    if not shapes or (packed.scales is not None and packed.scales.shape != (len(packed.values), 1)):
+        raise UserError(f"features: {path} does not hold one clip's features (N, D); preprocess it again")
+    _check_finite(path, packed)
+    return packed
+
+
+def _is_plain(tensor: Any, dtypes: set[torch.dtype]) -> bool:
+    """A dense tensor with all its bytes in the file (one stored with strides of 0 could claim any size)."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in dtypes
+        and tensor.is_contiguous()
+    )
+
+
+def _check_finite(path: Path | str, packed: Packed) -> None:
+    """Raises: UserError where the features hold NaN or Inf."""
+    if not _all_finite(packed):
+        raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
+
+
+def _all_finite(packed: Packed) -> bool:
+    """By integer comparison, 50 times faster than torch.isfinite in float16.
+
+    A float is NaN or Inf when all bits of its exponent are set: when its bits without the sign are at least `infinity`.
+    """
+    floats = packed.values if packed.scales is None else packed.scales
+    infinity = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}[floats.dtype]
+    bits = floats.view(torch.int32 if floats.dtype == torch.float32 else torch.int16).numpy()
+    sign_bit = 1 << (8 * bits.itemsize - 1)
+    return bool(bits.max() < infinity and bits.view(f"u{bits.itemsize}").max() < infinity + sign_bit)
+
+
+class _Layout:
+    """Where the tensors lie in a file, learnt from one clip's file and true for every file made alike.
+
+    torch.load takes half a millisecond a file, most of it under the interpreter's lock: for small features more
+    than a training step has to spare. Files of the same length, whose bytes up to the first tensor (the pickle
+    among them) are the same, differ in nothing but the tensors' numbers. Those are read from the page cache
+    straight into their row of the batch, in one system call: the only copy there is.
+    """
+
+    def __init__(self, path: Path, clip: Packed) -> None:
+        tensors = [tensor for tensor in clip if tensor is not None]
+        offsets = []
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            self.size = os.fstat(file.fileno()).st_size
+            for record in sorted(archive.infolist(), key=lambda r: r.header_offset):
+                if "/data/" in record.filename:
+                    file.seek(record.header_offset + 26)
+                    name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+                    offsets.append(record.header_offset + 30 + name + extra)
+            file.seek(0)
+            self.head = file.read(offsets[0])
+        ends = [offset + tensor.nbytes for offset, tensor in zip(offsets, tensors, strict=True)]
+        # What lies after each tensor, up to the next one or the end; one byte more than there should be at the end.
+        self.gaps = [after - end for after, end in zip([*offsets[1:], self.size + 1], ends, strict=True)]
+
+    def read(self, path: Path, rows: list[np.ndarray]) -> bool:
+        """Read `path` into `rows` (bytes, one for each tensor); False where it is not laid out like the first."""
+        head = bytearray(len(self.head))
+        parts: list[Any] = [head]
+        for row, gap in zip(rows, self.gaps, strict=True):
+            parts += [row, bytearray(gap)]
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False  # `load` says it in words
+        try:
+            return os.preadv(handle, parts, 0) == self.size and head == self.head
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def learn(path: Path, clip: Packed) -> "_Layout | None":
+        """The layout of `path`; None where reading by it does not give what torch.load gave."""
+        rows = [np.empty(tensor.nbytes, np.uint8) for tensor in clip if tensor is not None]
+        try:
+            layout = _Layout(path, clip)
+            same = layout.read(path, rows)
+        except (IndexError, OSError, ValueError, zipfile.BadZipFile):
+            return None
+        tensors = [tensor for tensor in clip if tensor is not None]
+        same = same and all(np.array_equal(row, _bits(t).reshape(-1)) for row, t in zip(rows, tensors, strict=True))
+        return layout if same else None
+
+
+class FeatureLoader:
+    """Batches of cached features, read ahead by threads, in the order asked for.
+
+    Iterating gives (ids, Packed of (B, N, D)). Threads, since the work is copying from mapped files: no second
+    process, no shared memory. At most `ahead` batches are in memory beyond the one in use, however large the cache.
+    Raises, while iterating: UserError naming the file that is missing, damaged, or of another size than the first.
+    """
+
+    def __init__(
+        self, folder: Path | str, batches: Iterable[list[str]], workers: int = 2, ahead: int = 4, pin: bool = False
+    ) -> None:
+        """`pin`: into page-locked memory, for non-blocking copies to a GPU."""
+        self.folder = Path(folder)
+        self.batches = batches
+        self.workers = workers
+        self.ahead = ahead
+        self.pin = pin
+        self._lock = threading.Lock()
+        self._first: tuple[Path, Packed] | None = None
+        self._layout: _Layout | None = None
+
+    def __len__(self) -> int:
+        """Batches, where they were given as a list."""
+        if not isinstance(self.batches, Sized):
+            raise TypeError("these batches have no length")
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[list[str], Packed]]:
+        """Read ahead; leaving early stops the threads."""
+        waiting: deque[tuple[list[str], Future[Packed]]] = deque()
+        threads = ThreadPoolExecutor(self.workers, thread_name_prefix="features")
+        try:
+            for ids in self.batches:
+                waiting.append((ids, threads.submit(self._read_batch, list(ids))))
+                if len(waiting) > self.ahead:
+                    ids, batch = waiting.popleft()
+                    yield ids, batch.result()
+            while waiting:
+                ids, batch = waiting.popleft()
+                yield ids, batch.result()
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read_batch(self, ids: list[str]) -> Packed:
+        paths = [self.folder / f"{clip_id}.pt" for clip_id in ids]
+        _, first = self._learn(paths[0])
+        batch = Packed(*(None if t is None else self._empty(len(ids), t) for t in first))
+        # numpy copies without the interpreter's lock, and starts no second pool of torch's threads in this thread
+        bits = [_bits(tensor).reshape(len(ids), -1) for tensor in batch if tensor is not None]
+        for row, path in enumerate(paths):
+            if self._layout is None or not self._layout.read(path, [tensor[row] for tensor in bits]):
+                clip = self._load_alike(path)
+                for whole, part in zip(batch, clip, strict=True):
+                    if part is not None:
+                        np.copyto(_bits(whole[row]), _bits(part))
+        if not _all_finite(batch):
+            for row, path in enumerate(paths):
+                _check_finite(path, Packed(*(None if t is None else t[row] for t in batch)))
+        return batch
+
+    def _empty(self, count: int, like: Tensor) -> Tensor:
+        return torch.empty(count, *like.shape, dtype=like.dtype, pin_memory=self.pin)
+
+    def _learn(self, path: Path) -> tuple[Path, Packed]:
+        """The first clip that was read, the one that all others must be like."""
+        with self._lock:
+            if self._first is None:
+                clip = load(path)
+                self._layout = _Layout.learn(path, clip)
+                self._first = (path, clip)
+            return self._first
+
+    def _load_alike(self, path: Path) -> Packed:
+        """A file that was not written like the first (another torch, another maker, damaged), opened by torch."""
+        clip = load(path)
+        first_path, first = self._first
+        if clip.values.shape != first.values.shape or clip.values.dtype != first.values.dtype:
+            raise UserError(
+                f"two kinds of features in one cache: {first_path} is {_kind(first)}, {path} is {_kind(clip)}; "
+                "preprocess the odd one again"
+            )
+        return clip
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """The tensor's own memory as numpy knows it (numpy has no bfloat16)."""
+    return tensor.view(torch.uint8).numpy()
+
+
+def _kind(packed: Packed) -> str:
+    return f"{'x'.join(map(str, packed.values.shape))} {str(packed.values.dtype).removeprefix('torch.')}"
+
+
+def clips_that_fit(free: int, config: CacheConfig) -> int:
+    """How many clips' files `free` bytes hold, counted in whole disk blocks of 4 kB."""
+    return free // (math.ceil(bytes_per_clip(config) / 4096) * 4096)
