@@ -19,6 +19,7 @@ from files import UserError
 
 PREFIX = "qformer."
 PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
+    "published": True,  # so that features of another encoder are not refused by name
     "llm": "Qwen/Qwen2-1.5B",
     "prompt": "a video showing:",
     "features": {

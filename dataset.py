@@ -109,6 +109,16 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
     return records
 
 
+def without_empty(records: list[Record], path: Path) -> list[Record]:
+    """Records with captions that are on one line and not empty. Raises: UserError where none is left."""
+    for record in records:
+        record["label"] = [caption for caption in map(clean, record["label"]) if caption]
+    kept = [record for record in records if record["label"]]
+    if not kept:
+        raise UserError(f"{path} holds no caption that is not empty; run prepare_annotations.py again")
+    return kept
+
+
 def check_records(value: Any, path: Path) -> list[Record]:
     """Records with safe ids, each once, and captions, templates and placeholders of the right kind."""
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):

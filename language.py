@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from files import UserError
 
@@ -79,6 +80,7 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
 
     Raises: UserError where there is no such model, or it is not a decoder-only language model.
     """
+    logging.disable_progress_bar()  # the scripts draw their own
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -219,15 +219,21 @@ class VideoCaptioner(
         Returns:
             A scalar: the mean over captions of each caption's mean over its tokens and EOS.
         """
-        with self._autocast():
-            rows = [[row] if isinstance(row, str) else row for row in captions]
-            ids = [[self.caption_ids(caption) for caption in row] for row in rows]
-            nll = self._caption_nll(self.prefix(features, mask), ids)
+        nll = self.losses(features, captions, mask)
         if weights is None:
             return nll.mean()
         return (nll * torch.tensor(weights, device=nll.device)).sum()
 
     forward = loss  # so that DistributedDataParallel can wrap the captioner
+
+    def losses(
+        self, features: Tensor, captions: Sequence[str] | Sequence[Sequence[str]], mask: Tensor | None = None
+    ) -> Tensor:
+        """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`."""
+        rows = [[row] if isinstance(row, str) else row for row in captions]
+        ids = [[self.caption_ids(caption) for caption in row] for row in rows]
+        with self._autocast():
+            return self._caption_nll(self.prefix(features, mask), ids)
 
     def _caption_nll(self, prefix: Tensor, rows: list[list[list[int]]]) -> Tensor:
         """Each caption's mean negative log-likelihood: B rows of token ids -> (all captions,)."""
@@ -349,7 +355,7 @@ class VideoCaptioner(
         made = cache.CacheConfig.from_dict(self.config["features"])
         tokens = self.encoder.encode(clips)  # (B, N, D)
         packed = [cache.pack(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
-        return torch.stack([cache.unpack(clip, self.device) for clip in packed])
+        return torch.cat([cache.unpack(clip, self.device) for clip in packed])
 
     def caption(self, paths: Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50) -> list[str]:
         """Caption video files. Raises vjepa.VideoError where one cannot be decoded."""

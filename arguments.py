@@ -1,0 +1,32 @@
+"""Numbers on the command line that are checked where they are read."""
+
+import argparse
+import math
+
+
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def amount(text: str) -> float:
+    """A number, 0 or more."""
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if (value := amount(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number from 0 to below 1."""
+    if (value := amount(text)) >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value

@@ -1,0 +1,4 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never look for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on two threads, child processes too

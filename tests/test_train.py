@@ -1,0 +1,287 @@
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import tiny
+
+import checkpoint
+import schedule
+import train
+from files import UserError
+from qformer import VideoCaptioner
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny.save_lm(tmp_path_factory.mktemp("models") / "lm")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny.make_dataset(tmp_path / "data")
+
+
+def flags(data, models, out, **changes):
+    wanted = {
+        "data": data,
+        "llm": models,
+        "checkpoint": out / "checkpoint.pt",
+        "results": out / "results",
+        "num_queries": 4,
+        "num_heads": 2,
+        "epochs": 2,
+        "batch_size": 2,
+        "accumulate": 2,
+        "lr": 1e-3,
+        "max_new_tokens": 5,
+        **changes,
+    }
+    words = []
+    for name, value in wanted.items():
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def run_train(data, models, out, **changes):
+    code = train.main(flags(data, models, out, **changes))
+    return code
+
+
+def outcome(out):
+    """All that a run leaves behind, in a form that shows every bit."""
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    weights = {name: tensor.numpy().tobytes() for name, tensor in saved["model_state_dict"].items()}
+    texts = {path.name: path.read_bytes() for path in [out / "losses.txt", *sorted((out / "results").glob("*.json"))]}
+    return weights, texts, saved["progress"], saved["epoch"]
+
+
+def test_a_run_leaves_what_was_promised(data, models, tmp_path):
+    assert run_train(data, models, tmp_path, schedule="cosine", warmup=0.1, clip_norm=1.0) == 0
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 2 and set(saved) >= {"model_state_dict", "optimizer_state_dict", "train_loss", "config"}
+    assert all(name.startswith("qformer.") for name in saved["model_state_dict"])  # the frozen LM is not in it
+    lines = (tmp_path / "losses.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Epoch 1", "Epoch 2"]
+    assert "train_loss=" in lines[0] and "val_loss=" in lines[0]
+    content = json.loads((tmp_path / "results" / "validation_epoch_2.json").read_text())
+    assert list(content["predictions"]) == [str(clip) for clip in range(11, 16)]
+    assert isinstance(content["CIDEr"], float)
+    assert (tmp_path / "results" / "losses.png").stat().st_size > 1000
+    assert "<html" in (tmp_path / "results" / "training" / "index.html").read_text()
+    assert (tmp_path / "checkpoint_best.pt").exists()
+
+
+def test_only_the_qformer_learns_and_the_loss_falls(data, models, tmp_path):
+    run_train(data, models, tmp_path, epochs=12, lr=1e-2, dropout=0, mlp_dropout=0)
+    history = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["history"]
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.25
+
+
+def test_the_best_checkpoint_is_never_replaced_by_a_worse_one(data, models, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.5, 0.2])
+    monkeypatch.setattr(train.metrics, "cider", lambda *_: next(scores))
+    run_train(data, models, tmp_path, epochs=3)
+    best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)
+    assert best["epoch"] == 2 and best["progress"]["history"][-1]["CIDEr"] == 0.5
+    (tmp_path / "checkpoint.pt").unlink()  # another run in the same place, and a worse one
+    monkeypatch.setattr(train.metrics, "cider", lambda *_: 0.4)
+    run_train(data, models, tmp_path, epochs=1)
+    assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_run_in_two_halves_equals_one_undisturbed(data, models, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run_train(data, models, whole, epochs=2)
+    run_train(data, models, halves, epochs=1)
+    run_train(data, models, halves, epochs=2)
+    assert outcome(whole) == outcome(halves)
+
+
+@pytest.mark.parametrize("place", [1, 4, 7])
+def test_an_interruption_at_any_batch_changes_nothing(data, models, tmp_path, monkeypatch, place):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_train(data, models, whole, captions_per_clip=2)
+    calls = iter(range(1000))
+
+    def stop_once(self):
+        if next(calls) == place:
+            raise train.Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Interrupts, "check", stop_once)
+        assert run_train(data, models, broken, captions_per_clip=2) == 143
+    assert run_train(data, models, broken, captions_per_clip=2) == 0
+    assert outcome(whole) == outcome(broken)
+
+
+def start(words, **kinds):
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], cwd=ROOT, stderr=subprocess.PIPE, **kinds)
+
+
+def test_killed_at_random_moments_and_resumed_ends_bit_identical(models, tmp_path):
+    """SIGKILL at five random moments, anywhere between start-up and the last validation."""
+    data = tiny.make_dataset(tmp_path / "data", train=60)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = {"epochs": 3, "save_every": 2, "accumulate": 1}
+    forks = multiprocessing.get_context("forkserver")  # a clean process that has imported torch but once
+    forks.set_forkserver_preload(["train"])
+    forks.Process(target=print).start()
+    process = forks.Process(target=train.main, args=(flags(data, models, whole, **settings),))
+    began = time.monotonic()
+    process.start()
+    process.join()
+    length = time.monotonic() - began
+    generator, kills = random.Random(), 0
+    while kills < 5:
+        process = forks.Process(target=train.main, args=(flags(data, models, broken, **settings),))
+        process.start()
+        process.join(generator.uniform(0, length * 0.7))
+        if not process.is_alive():  # it had come to the end: begin again
+            shutil.rmtree(broken)
+            continue
+        process.kill()
+        process.join()
+        kills += 1
+    process = forks.Process(target=train.main, args=(flags(data, models, broken, **settings),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and outcome(whole) == outcome(broken)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_exit_with_their_code(data, models, tmp_path, number, code):
+    process = start(flags(data, models, tmp_path, epochs=100000, save_every=100000), text=True)
+    for _ in range(600):
+        if (tmp_path / "losses.txt").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in said
+    assert checkpoint.read(tmp_path / "checkpoint.pt").epoch >= 1
+
+
+def test_eval_only_touches_no_checkpoint(data, models, tmp_path):
+    run_train(data, models, tmp_path, epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    first = (tmp_path / "results" / "validation_epoch_1.json").read_bytes()
+    (tmp_path / "results" / "validation_epoch_1.json").unlink()
+    run_train(data, models, tmp_path, epochs=1, eval_only=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "results" / "validation_epoch_1.json").read_bytes() == first
+
+
+def test_a_published_checkpoint_is_gone_on_from(data, models, tmp_path):
+    qformer = tiny.tiny_qformer(num_heads=2)
+    state = {f"qformer.{name}": tensor for name, tensor in qformer.state_dict().items()}
+    state["text_model.lm_head.weight"] = torch.zeros(3)
+    path = tmp_path / "checkpoint.pt"
+    published = {"epoch": 1, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 1.0}
+    torch.save(published, path)
+    run_train(data, models, tmp_path, epochs=2)
+    assert checkpoint.read(path).epoch == 2
+    assert (tmp_path / "losses.txt").read_text().startswith("Epoch 2:")
+
+
+def test_the_schedules():
+    rates = [schedule.rate_at(step, 10, 1.0, "cosine", 0.2) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[9] < 0.05
+    assert {schedule.rate_at(step, 10, 1.0, "constant", 0.0) for step in range(10)} == {1.0}
+
+
+def test_an_epochs_plan_holds_every_clip_once_and_distinct_captions():
+    records = [{"id": str(clip), "label": [f"{clip} {n}" for n in range(clip % 4 + 1)]} for clip in range(21)]
+    steps = schedule.plan_epoch(records, batch_size=4, accumulate=3, captions_per_clip=3, seed=0, epoch=0)
+    assert sorted(clip_id for step in steps for clip_id in step.ids) == sorted(record["id"] for record in records)
+    assert [len(step.batches) for step in steps] == [3, 3]
+    drawn = {clip_id: captions for step in steps for batch in step.batches for clip_id, captions in batch}
+    for clip_id, captions in drawn.items():
+        assert len(set(captions)) == len(captions) == min(3, int(clip_id) % 4 + 1)
+    again = schedule.plan_epoch(records, 4, 3, 3, seed=0, epoch=1)
+    assert [step.ids for step in again] != [step.ids for step in steps]
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_clips_and_keeps_the_checkpoint(data, models, tmp_path, monkeypatch):
+    run_train(data, models, tmp_path, epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(VideoCaptioner, "losses", lambda self, *_: self.qformer.query_tokens.sum()[None] * float("nan"))
+    with pytest.raises(UserError, match=r"not finite .* step 1, clips (\d+ ?)+;"):
+        run_train(data, models, tmp_path, epochs=2)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_mistakes_are_one_line_with_exit_code_2_and_overwrite_nothing(data, models, tmp_path):
+    run_train(data, models, tmp_path, epochs=1, save_every=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    cases = [
+        ({"data": tmp_path / "nowhere"}, "no dataset"),
+        ({"num_queries": 5}, "another shape"),
+        ({"llm": tmp_path / "no-model"}, "does not load"),
+        ({"num_heads": 3}, "--num-heads"),
+        ({"checkpoint": tmp_path / "other.pt", "eval_only": True}, "no checkpoint"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            train.main(flags(**{"data": data, "models": models, "out": tmp_path, **changes}))
+        assert "\n" not in str(error.value)
+    words = flags(data, models, tmp_path, batch_size=0)
+    process = start(words, text=True)
+    assert process.wait() == 2 and "0 is not 1 or more" in process.stderr.read()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_data_trouble_is_counted_named_or_refused(data, models, tmp_path, capsys):
+    (data / "features" / "train" / "3.pt").unlink()
+    with pytest.raises(UserError, match="1 of 10 train clips have no features .* first is 3"):
+        run_train(data, models, tmp_path)
+    path = data / "annotations" / "train_ready.json"
+    records = json.loads(path.read_text())
+    records[0]["label"] = ["", "  "]
+    records[1]["label"] = ["word " * 400, records[1]["label"][0]]
+    path.write_text(json.dumps(records))
+    assert run_train(data, models, tmp_path, max_missing=20, epochs=1) == 0
+    said = capsys.readouterr().out
+    assert "1 clips have no features" in said and "1 captions are longer than" in said
+    features = torch.load(data / "features" / "train" / "4.pt", weights_only=True)
+    features[2, 3] = float("nan")
+    torch.save(features, data / "features" / "train" / "4.pt")
+    with pytest.raises(UserError, match="4.pt holds NaN or Inf"):
+        run_train(data, models, tmp_path, max_missing=20, epochs=2)
+    (data / "features" / "train" / "4.pt").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(UserError, match="4.pt"):
+        run_train(data, models, tmp_path, max_missing=20, epochs=2)
+    records.append(dict(records[0]))
+    path.write_text(json.dumps(records))
+    with pytest.raises(UserError, match="there twice"):
+        run_train(data, models, tmp_path)
+
+
+def test_a_cache_of_another_encoder_is_refused(data, models, tmp_path):
+    run_train(data, models, tmp_path, epochs=1)
+    path = data / "features" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "encoder": "another", "frames": 8}))
+    with pytest.raises(UserError, match="other features"):
+        run_train(data, models, tmp_path, epochs=2)
+
+
+def test_place_within_an_epoch_is_not_read_with_other_batches(data, models, tmp_path, monkeypatch):
+    def stop(self, calls=iter(range(100))):
+        if next(calls) == 3:
+            raise train.Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Interrupts, "check", stop)
+        assert run_train(data, models, tmp_path) == 143
+    with pytest.raises(UserError, match="--batch-size at 2, now 3"):
+        run_train(data, models, tmp_path, batch_size=3)
