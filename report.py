@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,7 @@ def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
 # ---- captioned GIFs ----
 
 _STRIP, _INK, _DIM = (17, 19, 22), (245, 245, 240), (160, 164, 170)  # under the clip: ground, caption, reference
+_LONGEST = 400  # characters of a caption that are drawn
 _MOST_FPS = 25.0  # browsers slow down a GIF whose frames stand for less than 20 ms
 
 
@@ -358,7 +360,8 @@ def _strip(width: int, caption: str, reference: str | None) -> Image.Image:
     rows = []
     for text, scale, ink in ((caption, 1.0, _INK), (f"reference: {reference}" if reference else "", 0.8, _DIM)):
         font = _font(max(9, round(size * scale)))
-        rows += [(line, font, ink) for line in _wrap(shown(text), font, width - 2 * margin)]
+        text = textwrap.shorten(shown(text), _LONGEST, placeholder=" …")
+        rows += [(line, font, ink) for line in _wrap(text, font, width - 2 * margin)]
     strip = Image.new("RGB", (width, 2 * margin + sum(round(font.size * 1.3) for _, font, _ in rows)), _STRIP)
     draw, top = ImageDraw.Draw(strip), margin
     for line, font, ink in rows:
