@@ -2,17 +2,16 @@
 
 import argparse
 import math
+import random
 from pathlib import Path
 from typing import Any
-
-import metrics
-from templates import TemplateReader
 
 import arguments
 import checkpoint
 import dataset
 import files
 import grounding
+import metrics
 import provenance
 import ranks
 import report
@@ -20,6 +19,7 @@ import validation
 from files import UserError
 from interrupts import Interrupted, Interrupts
 from qformer import VideoCaptioner
+from templates import TemplateReader, template_key
 from validation import SplitReader
 
 
@@ -103,11 +103,10 @@ def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
 def _actions(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout) -> dict[str, dict[str, float]]:
     """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
     templates = dataset.read_templates(args.data)
-    unknown = {record.get("template") for record in reader.records} - set(templates)
-    if unknown:
-        raise UserError(
-            f"the template {sorted(map(str, unknown))[0]!r} of a clip is not in labels.json; --actions needs it"
-        )
+    places = {template_key(template): place for place, template in enumerate(templates)}
+    for record in reader.records:
+        if template_key(record.get("template") or "") not in places:
+            raise UserError(f"--actions: labels.json does not hold clip {record['id']}'s {record.get('template')!r}")
     texts = [_as_caption(template, reader.records) for template in templates]
     captioner = reader.captioner
     tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
@@ -121,7 +120,7 @@ def _actions(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
     for batch, features in reader.batches("actions"):
         ranked = captioner.score(features, texts).argsort(dim=1, descending=True, stable=True)
         for record, order in zip(batch, ranked.tolist(), strict=True):
-            place = order.index(templates.index(record["template"]))
+            place = order.index(places[template_key(record["template"])])
             found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
     return reader.gathered(found)
 
@@ -139,9 +138,9 @@ def _reversed(args: argparse.Namespace, reader: SplitReader, layout: dataset.Lay
     videos = {
         record["id"]: path
         for record in reader.records
-        if record.get("template") in pairs and (path := layout.video(record["id"]))
+        if template_key(record.get("template") or "") in pairs and (path := layout.video(record["id"]))
     }
-    chosen = metrics.seeded_choice(sorted(videos), args.reversed_clips, args.seed)
+    chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
     if not chosen or reader.captioner.config["features"] is None:
         reader.ranks.say("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
@@ -266,9 +265,7 @@ def score_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(
-    args: argparse.Namespace, result: dict[str, Any], records: list[dataset.Record], layout: dataset.Layout
-) -> None:
+def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout) -> None:
     """evaluation.json, the page, and the table on the screen."""
     saved = checkpoint.read(args.checkpoint)
     result = {"checkpoint": str(args.checkpoint), "epoch": saved.epoch, **result, "made_by": provenance.made_by()}

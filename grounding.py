@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from decoding import ClipDecoder, Failure
-from templates import TemplateReader
 
 import dataset
 import files
 from qformer import VideoCaptioner
+from templates import TemplateReader, template_key
 
 # SSv2's own templates whose time-reversed clip shows the other (both ways). A data set may bring its own list.
 OPPOSITES = [
@@ -38,7 +38,7 @@ OPPOSITES = [
 
 
 def opposites(data: Path) -> dict[str, str]:
-    """Each template that has one, mapped to the template that its time-reversed clip shows.
+    """Each template that has one, mapped to the template that its time-reversed clip shows, both as template keys.
 
     From labels/opposites.json where the data set has one (the sample does), else SSv2's.
     """
@@ -46,7 +46,8 @@ def opposites(data: Path) -> dict[str, str]:
     pairs = files.read_json(path, "the opposite actions") if path else dict(OPPOSITES)
     if not isinstance(pairs, dict) or not all(isinstance(other, str) for other in pairs.values()):
         raise files.UserError(f"the opposite actions: {path} does not map templates to templates")
-    return {**{other: one for one, other in pairs.items()}, **pairs}
+    keys = {template_key(one): template_key(other) for one, other in pairs.items()}
+    return {**{other: one for one, other in keys.items()}, **keys}
 
 
 def most_common_caption(records: list[dataset.Record]) -> str:
@@ -91,9 +92,9 @@ def flips(
     captions: dict[str, str], records: list[dataset.Record], pairs: dict[str, str], reader: TemplateReader
 ) -> dict[str, float]:
     """For each reversed clip whose action has an opposite: 1 where the caption tells the opposite, else 0."""
-    known = {record["id"]: record.get("template") for record in records}
+    known = {record["id"]: template_key(record.get("template") or "") for record in records}
     return {
-        clip_id: float(reader.read(caption).template == pairs[known[clip_id]])
+        clip_id: float(template_key(reader.read(caption).template or "") == pairs[known[clip_id]])
         for clip_id, caption in captions.items()
         if known.get(clip_id) in pairs
     }

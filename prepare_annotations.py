@@ -4,11 +4,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from templates import TemplateReader
-
 import dataset
 import files
 from files import UserError
+from templates import TemplateReader
 
 
 def main(argv: list[str] | None = None) -> None:

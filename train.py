@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import metrics
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +16,7 @@ import checkpoint
 import dataset
 import files
 import language
+import metrics
 import ranks
 import report
 from checkpoint import Checkpoint

@@ -1,8 +1,8 @@
 import pytest
-import tiny
 import torch
 
 import language
+import tiny
 from files import UserError
 
 

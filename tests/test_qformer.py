@@ -1,10 +1,10 @@
 import copy
 
 import pytest
-import tiny
 import torch
 
 import language
+import tiny
 from benchmarks import textbook
 from qformer import QFormer, VideoCaptioner
 

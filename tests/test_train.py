@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import tiny
 
 import checkpoint
 import schedule
+import tiny
 import train
 from files import UserError
 from qformer import VideoCaptioner
@@ -276,7 +276,9 @@ def test_a_cache_of_another_encoder_is_refused(data, models, tmp_path):
 
 
 def test_place_within_an_epoch_is_not_read_with_other_batches(data, models, tmp_path, monkeypatch):
-    def stop(self, calls=iter(range(100))):
+    calls = iter(range(100))
+
+    def stop(self):
         if next(calls) == 3:
             raise train.Interrupted(signal.SIGTERM)
 

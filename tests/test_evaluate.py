@@ -1,0 +1,111 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import tiny
+import train
+import validation
+from files import UserError
+from qformer import VideoCaptioner
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A dataset and a checkpoint trained on it for one epoch."""
+    root = tmp_path_factory.mktemp("run")
+    data = tiny.make_dataset(root / "data")
+    llm = tiny.save_lm(root / "lm")
+    words = f"--data {data} --llm {llm} --checkpoint {root / 'checkpoint.pt'} --results {root / 'trained'} --epochs 1"
+    train.main([*words.split(), "--num-queries", "4", "--lr", "1e-3", "--max-new-tokens", "5"])
+    return root
+
+
+def flags(run, out, *more):
+    return ["--data", str(run / "data"), "--checkpoint", str(run / "checkpoint.pt"), "--results", str(out), *more]
+
+
+def test_evaluation_holds_all_that_was_promised(run, tmp_path, capsys):
+    assert evaluate.main(flags(run, tmp_path, "--actions", "--grounding", "--no-meteor")) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["epoch"] == 1 and result["split"] == "validation" and result["clips"] == 5
+    assert set(result["metrics"]) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
+    assert result["metrics"]["METEOR"] is None
+    assert [row["id"] for row in result["predictions"]] == ["11", "12", "13", "14", "15"]
+    assert all(isinstance(row["prediction"], str) and row["references"] for row in result["predictions"])
+    assert {"CIDEr_shuffled", "CIDEr_most_common"} <= set(result["grounding"])
+    assert 0 <= result["actions"]["top1"] <= result["actions"]["top5"] <= 1
+    low, high = result["intervals"]["CIDEr"]
+    assert low <= result["metrics"]["CIDEr"] <= high
+    assert "evaluate" in (tmp_path / "index.html").read_text() or (tmp_path / "index.html").stat().st_size > 5000
+    said = capsys.readouterr().out
+    assert "6 templates for 5 clips" in said and "TFLOP in all" in said and "CIDEr, features shuffled" in said
+
+
+def test_predictions_are_the_captioners_own(run, tmp_path):
+    evaluate.main(flags(run, tmp_path, "--no-meteor", "--batch-size", "2", "--max-new-tokens", "6"))
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    captioner = VideoCaptioner.from_checkpoint(run / "checkpoint.pt")
+    for row in result["predictions"]:
+        features = torch.load(run / "data" / "features" / "validation" / f"{row['id']}.pt", weights_only=True)
+        assert captioner.generate(features[None].float(), max_new_tokens=6) == [row["prediction"]]
+
+
+def test_actions_rank_templates_by_their_own_likelihood(run, tmp_path):
+    evaluate.main(flags(run, tmp_path, "--no-meteor", "--actions"))
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    captioner = VideoCaptioner.from_checkpoint(run / "checkpoint.pt")
+    records = json.loads((run / "data" / "annotations" / "val_ready.json").read_text())
+    right = []
+    for record in records:
+        features = torch.load(run / "data" / "features" / "validation" / f"{record['id']}.pt", weights_only=True)
+        texts = {template: template.replace("[", "").replace("]", "").lower() for template in tiny.TEMPLATES}
+        losses = {template: captioner.loss(features[None].float(), [text]).item() for template, text in texts.items()}
+        right.append(min(losses, key=losses.get) == record["template"])
+    assert result["actions"]["top1"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_shuffle_gives_no_clip_its_own_features():
+    records = [{"id": str(clip)} for clip in range(7)]
+    moved = validation.shuffled(records, seed=3)
+    assert sorted(moved) == sorted(moved.values()) and all(clip != other for clip, other in moved.items())
+
+
+def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):
+    with pytest.raises(UserError, match="test_ready.json; run prepare_annotations.py"):
+        evaluate.main(flags(run, tmp_path, "--split", "test"))
+    with pytest.raises(UserError, match="there is no file"):
+        evaluate.main(["--data", str(run / "data"), "--checkpoint", str(tmp_path / "none.pt")])
+    process = subprocess.run(
+        [sys.executable, "evaluate.py", *flags(run, tmp_path, "--split", "vallidation")], cwd=ROOT, capture_output=True
+    )
+    assert process.returncode == 2 and b"unknown split 'vallidation'" in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_features_is_refused(run, tmp_path):
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    saved["config"]["features"]["frames"] = 99
+    torch.save(saved, tmp_path / "other.pt")
+    words = ["--data", str(run / "data"), "--checkpoint", str(tmp_path / "other.pt"), "--results", str(tmp_path)]
+    with pytest.raises(UserError, match="frames: 99, 4"):
+        evaluate.main(words)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(run, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model_state_dict": {}, "bomb": Bomb()}, tmp_path / "bomb.pt")
+    words = ["--data", str(run / "data"), "--checkpoint", str(tmp_path / "bomb.pt"), "--results", str(tmp_path)]
+    process = subprocess.run([sys.executable, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and "refused" in process.stderr and "Traceback" not in process.stderr
+    assert not (tmp_path / "ran").exists()
