@@ -110,7 +110,8 @@ def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         embedded["tracks"] = _address(clip["tracks"])
         # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
         try:
-            embedded["vtt"] = (folder / clip["tracks"]).read_text(encoding="utf-8", errors="replace")
+            text = (folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace")
+            embedded["vtt"] = shown(text)
         except OSError:
             embedded["vtt"] = None
     return {key: value for key, value in embedded.items() if value not in (None, "", [], 0) or key == "score"}

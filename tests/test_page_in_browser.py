@@ -300,7 +300,7 @@ def test_the_timeline_seeks_and_marks_the_caption_of_the_moment(visit):
 def test_failed_clips_and_missing_videos_say_so(visit):
     page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND")
     failed, gone = page.locator("#cards .card").nth(1), page.locator("#cards .card").nth(2)
-    assert failed.locator(".badge").text_content() == "✕ failed" and failed.locator(".prediction").is_hidden()
+    assert failed.locator(".badge").text_content() == "✕ failed" and failed.locator(".prediction-line").is_hidden()
     assert failed.locator(".error").text_content() == "No caption: no frames could be decoded"
     assert failed.locator(".blank").text_content() == "No video"
     gone.scroll_into_view_if_needed()

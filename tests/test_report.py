@@ -61,11 +61,12 @@ def test_title_command_score_names_and_templates_are_escaped(tmp_path):
         title="<dfn>&\x1b[31m",
         made_by="x --y '<i>'",
         scores=[{"name": "<u>", "value": 1.0, "note": "<s>", "group": "<tt>"}],
-        confused=[("<em>", "<q>", 3)],
+        confused=[("<em>", "<q>", 3), ("<em>", None, 1)],
     )
     assert {"dfn", "u", "s", "tt", "em", "q"}.isdisjoint(parsed.elements)
     assert "<h1>&lt;dfn&gt;&amp;\N{REPLACEMENT CHARACTER}[31m</h1>" in text
     assert "x --y &#39;&lt;i&gt;&#39;" in text and "&lt;em&gt;" in text
+    assert "<td>no template</td>" in text
 
 
 def test_what_could_hide_or_reverse_a_caption_becomes_visible(tmp_path):
