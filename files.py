@@ -4,12 +4,12 @@ Every file of this project is written beside its final name, flushed to the disk
 process killed at any moment leaves either the old file or the new one, never half of one.
 """
 
+import errno
 import json
 import os
 import pickle
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,7 +96,7 @@ def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
         ) from None
     # What torch.load raises on damaged bytes is not documented and differs by where the damage is.
     except Exception as error:
-        if isinstance(error, (MemoryError, OSError)) and not isinstance(error, zipfile.BadZipFile):
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: torch seeks before a short file
             raise
         raise UserError(f"{what}: {path} is damaged or not a .pt file; make it again") from None
 

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import torch
+
+import checkpoint
+import tiny
+from files import UserError
+from qformer import QFormer, VideoCaptioner
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return tiny.save_lm(tmp_path_factory.mktemp("models") / "lm")
+
+
+def config(llm, **changes):
+    return {
+        "llm": str(llm),
+        "prompt": "a video showing:",
+        "features": tiny.features_config().to_dict(),
+        "qformer": {**tiny.tiny_qformer().config, **changes},
+    }
+
+
+def features():
+    return torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_checkpoint_rebuilds_the_captioner_alone(llm, tmp_path):
+    qformer = tiny.tiny_qformer(seed=3)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write(path, checkpoint.Checkpoint(config(llm), qformer.state_dict(), epoch=3))
+    captioner = VideoCaptioner.from_checkpoint(path, device="cpu")
+    expected = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), qformer)
+    assert captioner.generate(features(), 8) == expected.generate(features(), 8)
+    assert not captioner.training and captioner.config["features"]["frames"] == 4
+
+
+def test_a_published_checkpoint_loads_and_gives_the_same_captions(llm, tmp_path):
+    """The published format, written with the published names; its frozen LM is passed over."""
+    qformer = tiny.tiny_qformer(seed=3, num_heads=4)
+    names = {
+        "qformer.query_tokens": qformer.query_tokens,
+        "qformer.visual_proj.weight": qformer.visual_proj.weight,
+        "qformer.visual_proj.bias": qformer.visual_proj.bias,
+        "qformer.norm.weight": qformer.norm.weight,
+        "qformer.norm.bias": qformer.norm.bias,
+    }
+    block = qformer.blocks[0]
+    for kind, attention in (("self_attn", block.self_attn), ("cross_attn", block.cross_attn)):
+        for name in ("in_proj_weight", "in_proj_bias"):
+            names[f"qformer.blocks.0.{kind}.{name}"] = getattr(attention, name)
+        for name in ("weight", "bias"):
+            names[f"qformer.blocks.0.{kind}.out_proj.{name}"] = getattr(attention.out_proj, name)
+    for name in ("weight", "bias"):
+        for norm in ("norm1", "norm2", "norm3"):
+            names[f"qformer.blocks.0.{norm}.{name}"] = getattr(getattr(block, norm), name)
+        for layer in (0, 3):
+            names[f"qformer.blocks.0.mlp.{layer}.{name}"] = getattr(block.mlp[layer], name)
+    state = {name: parameter.detach() for name, parameter in names.items()}
+    state["text_model.model.embed_tokens.weight"] = torch.randn(384, 32)
+    published = {"epoch": 7, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 0.5}
+    torch.save(published, tmp_path / "published.pt")
+    captioner = VideoCaptioner.from_checkpoint(tmp_path / "published.pt", device="cpu", llm=str(llm))
+    expected = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), qformer)
+    assert captioner.generate(features(), 8) == expected.generate(features(), 8)
+    assert checkpoint.read(tmp_path / "published.pt").epoch == 7
+    assert captioner.config["features"]["encoder"] == "facebook/vjepa2-vitl-fpc64-256"
+
+
+def test_a_captioner_travels_as_a_folder_with_the_qformer_only(llm, tmp_path):
+    lm, tokenizer = tiny.tiny_lm(), tiny.tiny_tokenizer()
+    captioner = VideoCaptioner(lm, tokenizer, tiny.tiny_qformer(seed=2), config=config(llm))
+    captioner.save_pretrained(tmp_path / "folder")
+    assert {path.name for path in (tmp_path / "folder").iterdir()} >= {"config.json", "model.safetensors"}
+    size = (tmp_path / "folder" / "model.safetensors").stat().st_size
+    assert size < 5 * sum(p.numel() for p in captioner.qformer.parameters())
+    for read_back in (
+        VideoCaptioner.from_pretrained(tmp_path / "folder", device="cpu"),
+        VideoCaptioner.from_checkpoint(tmp_path / "folder", device="cpu"),
+    ):
+        assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
+        assert read_back.config["features"] == captioner.config["features"]
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["llm"] == str(llm)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda saved: [1, 2], "no model_state_dict"),
+        (lambda saved: {**saved, "model_state_dict": {"a": torch.ones(1)}, "config": None}, "holds no Q-Former"),
+        (lambda saved: {**saved, "config": {"llm": 3}}, "damaged"),
+        (lambda saved: {**saved, "epoch": "x"}, "damaged"),
+        (lambda saved: {**saved, "config": {**saved["config"], "qformer": {"num_queries": 10**15}}}, "num_queries"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(llm, tmp_path, change, message):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(UserError, match=message):
+        checkpoint.read(path)
+
+
+def test_weights_of_another_shape_are_refused_by_name():
+    with pytest.raises(UserError, match=r"query_tokens is \(1, 4, 32\), wanted \(1, 5, 32\)"):
+        checkpoint.load_weights(tiny.tiny_qformer(num_queries=5), tiny.tiny_qformer().state_dict(), "x.pt")
+    broken = tiny.tiny_qformer().state_dict()
+    broken["norm.weight"] = broken["norm.weight"] * float("nan")
+    with pytest.raises(UserError, match="not finite .norm.weight"):
+        checkpoint.load_weights(tiny.tiny_qformer(), broken, "x.pt")
+
+
+def test_an_optimizer_state_of_other_parameters_does_not_fit():
+    def optimizer_of(qformer: QFormer):
+        optimizer = torch.optim.AdamW(qformer.parameters())
+        qformer(features()).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    one, other = optimizer_of(tiny.tiny_qformer()), optimizer_of(tiny.tiny_qformer(num_queries=5))
+    assert checkpoint.optimizer_fits(one, one.state_dict())
+    for state in (other.state_dict(), {}, None, {"param_groups": 1}, {"state": {}, "param_groups": [{"params": [0]}]}):
+        assert not checkpoint.optimizer_fits(one, state)

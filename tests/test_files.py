@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import files
+from files import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        files.write_atomic(path, fail)
+    assert files.read_json(path, "it") == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_new_files_are_as_readable_as_others(tmp_path):
+    files.write_text(tmp_path / "new", "x")
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_is_strict_and_keeps_any_text(tmp_path):
+    text = "<b>\u202e\x00\n\"'</script> \U0001f600"
+    files.write_json(tmp_path / "a.json", [text])
+    assert files.read_json(tmp_path / "a.json", "it") == [text]
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100000])
+def test_what_is_not_json_is_a_plain_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match="the labels: .*a.json is not valid JSON") as error:
+        files.read_json(tmp_path / "a.json", "the labels")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_tensors_are_plain_errors(tmp_path):
+    path = tmp_path / "a.pt"
+    files.save_tensors(path, torch.arange(1000))
+    whole = path.read_bytes()
+    assert torch.equal(files.load_tensors(path, "it"), torch.arange(1000))
+    generator = torch.Generator().manual_seed(0)
+    for length in [0, 1, 10, 500, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="it: "):
+            files.load_tensors(path, "it")
+    for _ in range(50):
+        place = torch.randint(len(whole), (), generator=generator).item()
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            files.load_tensors(path, "it")
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "raised, code, said",
+    [
+        ("files.UserError('give\\nthis')", 2, "error: give this"),
+        ("OSError(28, 'No space left on device', 'x.pt')", 1, "error: No space left on device: x.pt; everything"),
+        ("KeyboardInterrupt()", 130, "error: interrupted"),
+    ],
+)
+def test_errors_are_one_line_with_their_code(raised, code, said):
+    program = f"import files\ndef main():\n    raise {raised}\nfiles.run(main)"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == code and process.stderr.startswith(said) and process.stderr.count("\n") == 1
+
+
+def test_a_caption_cannot_drive_the_terminal():
+    assert "\x1b" not in files.printable("\x1b[2Jred ball\x07") and "red ball" in files.printable("\x1b[2Jred ball")
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    program = "import files, sys\nfor _ in range(200): files.write_text(sys.argv[1], sys.argv[2] * 5000)"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "f"), letter], cwd=ROOT) for letter in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert (tmp_path / "f").read_text() in ("a" * 5000, "b" * 5000) and os.listdir(tmp_path) == ["f"]
