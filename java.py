@@ -98,6 +98,15 @@ class Program:
         except queue.Empty:
             raise self.failed(f"Java hung and was ended (time limit {self.timeout:g} s)") from None
 
+    def end(self) -> None:
+        """Wait for Java to end by itself, and well."""
+        try:
+            code = self.process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            raise self.failed(f"Java hung and was ended (time limit {self.timeout:g} s)") from None
+        if code != 0:
+            raise self.failed(f"Java failed (exit code {code})")
+
     def failed(self, reason: str) -> JavaError:
         """The error for `reason`; this Java is not tried again in this process with the same time limit."""
         _unfit[self.java] = max(self.timeout, _unfit.get(self.java, 0.0))
@@ -132,14 +141,17 @@ def ptb(captions: Sequence[str], timeout: float = TIMEOUT) -> list[str]:
         path.write_bytes("\n".join(map(one_line, captions)).encode("utf-8", "replace"))
         name = "edu.stanford.nlp.process.PTBTokenizer"
         arguments = ["-cp", str(jar), name, "-preserveLines", "-lowerCase", str(path)]
-        answers: list[bytes] = []
-        with Program(arguments, timeout, len(captions), len(captions) + 2) as java:
+        printed: list[bytes] = []
+        with Program(arguments, timeout, len(captions), len(captions) + 1) as java:
             while (line := java.read()) is not None:
-                answers.append(line)
+                printed.append(line)
+            lines = b"".join(printed).split(b"\n")
+            if len(lines) <= len(captions):  # more lines, and it may never end
+                java.end()
             # One line more or less and captions would be scored against other clips' references.
-            if len(answers) != len(captions):
-                raise java.failed(f"Java's tokenizer gave {len(answers)} lines for {len(captions)} captions")
-    kept = (line.decode("utf-8", "replace").rstrip().split(" ") for line in answers)
+            if len(lines) != len(captions):
+                raise java.failed(f"Java's tokenizer gave {len(lines)} lines for {len(captions)} captions")
+    kept = (line.decode("utf-8", "replace").rstrip().split(" ") for line in lines)
     return [" ".join(token for token in tokens if token not in coco_ptb.PUNCTUATIONS) for tokens in kept]
 
 
