@@ -131,9 +131,8 @@ def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) 
     """Pool and store features (N, D) or (B, N, D) as `dtype`; `grid` (T', H', W') is needed where pool > 1.
 
     int8: x = round(x / s), s = max|x| / 127 over the token, s rounded to float16 before it divides, so that
-    what is stored and what is multiplied back are one number.
-
-    Raises: ValueError where a feature is NaN, Inf, or too large for `dtype`.
+    what is stored and what is multiplied back are one number. NaN and Inf stay so (`save` refuses them): looking for
+    them here would make a GPU wait.
     """
     if pool > 1:
         steps, height, width = grid
@@ -141,18 +140,12 @@ def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) 
         features = features.unflatten(-2, (steps, height // pool, pool, width // pool, pool))
         features = features.float().mean(dim=(-4, -2)).reshape(*lead, -1, dim)  # (..., N, D)
     if dtype != "int8":
-        packed = Packed(features.to(DTYPES[dtype]))
-    else:
-        features = features.float()
-        scales = (features.abs().amax(-1, keepdim=True) / 127).half()  # (..., N, 1)
-        # A token of zeros, or one below what float16 can tell from zero, divides by 1 and stays zero.
-        divisor = torch.where(scales == 0, 1, scales.float())
-        packed = Packed((features / divisor).round().clamp(-127, 127).to(torch.int8), scales)
-    check = packed.values if packed.scales is None else packed.scales
-    if not torch.isfinite(check).all():
-        bad = "NaN or Inf" if not torch.isfinite(features).all() else f"larger than {dtype} holds"
-        raise ValueError(f"its features are {bad}")
-    return packed
+        return Packed(features.to(DTYPES[dtype]))
+    features = features.float()
+    scales = (features.abs().amax(-1, keepdim=True) / 127).half()  # (..., N, 1)
+    # A token of zeros, or one below what float16 can tell from zero, divides by 1 and stays zero.
+    divisor = torch.where(scales == 0, 1, scales.float())
+    return Packed((features / divisor).round().clamp(-127, 127).to(torch.int8), scales)
 
 
 def unpack(packed: Packed, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -164,14 +157,24 @@ def unpack(packed: Packed, device: torch.device | str = "cpu", dtype: torch.dtyp
 
 
 def save(path: Path | str, packed: Packed) -> None:
-    """Write one clip's features (N, D): a bare tensor, or {"values", "scales"} for int8."""
-    files.save_tensors(path, _as_stored(packed))
+    """Write one clip's features (N, D): a bare tensor, or {"values", "scales"} for int8.
+
+    Raises: ValueError, and writes nothing, where features are NaN, Inf, or were too large for what they are kept as.
+    """
+    packed = Packed(*(None if tensor is None else tensor.detach().cpu() for tensor in packed))
+    if not _all_finite(packed):
+        raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
+    stored = _as_stored(packed)
+    try:
+        files.save_tensors(path, stored)
+    except FileNotFoundError:  # another run that starts in this folder took the unfinished file for a dead run's
+        files.save_tensors(path, stored)
 
 
 def _as_stored(packed: Packed) -> Tensor | dict[str, Tensor]:
     # clone: a slice of a batch would take the whole batch's storage into the file
-    values = packed.values.detach().cpu().clone()
-    return values if packed.scales is None else {"values": values, "scales": packed.scales.detach().cpu().clone()}
+    values = packed.values.clone()
+    return values if packed.scales is None else {"values": values, "scales": packed.scales.clone()}
 
 
 def bytes_per_clip(config: CacheConfig) -> int:
