@@ -260,6 +260,8 @@ def score_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [row("n-gram", name, value, result["intervals"].get(name)) for name, value in result["metrics"].items()]
     for section, (group, names) in TABLE.items():
         scores = result.get(section, {})
+        if section == "grounding" and scores:  # the real score beside those that it has to beat
+            rows.append(row(group, "CIDEr", result["metrics"]["CIDEr"], result["intervals"]["CIDEr"]))
         intervals = scores.get("intervals", {})
         rows += [row(group, said, scores[key], intervals.get(key)) for key, said in names.items() if key in scores]
     return rows

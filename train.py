@@ -24,6 +24,7 @@ from files import UserError
 from interrupts import Interrupted, Interrupts
 from qformer import QFormer, VideoCaptioner
 from schedule import Step, plan_epoch, rate_at
+from templates import TemplateReader
 from validation import SplitReader, check_features, gallery, unpack_for, with_features
 
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
@@ -339,10 +340,16 @@ class Trainer:
         if not self.ranks.is_main or not self.history:
             return
         report.save_curves(self.args.results / "losses.png", self.history)
-        last = files.read_json(self._predictions_file(self.epoch), "the last predictions")
+        path = self._predictions_file(self.epoch)
+        predictions = files.read_json(path, "the last predictions")["predictions"]
+        records = {record["id"]: record for record in self.records["validation"] if record["id"] in predictions}
+        judged = {}
+        if self.layout.labels_file("labels.json"):
+            reader = TemplateReader(dataset.read_templates(self.args.data))
+            judged = metrics.ssv2_scores({i: predictions[i] for i in records}, records, reader)["per_clip"]
         clips = [
-            {**record, "references": record["label"], "prediction": last["predictions"].get(record["id"], "")}
-            for record in self.records["validation"]
+            {**record, "references": record["label"], "prediction": predictions[i], **judged.get(i, {})}
+            for i, record in records.items()
         ]
         page = self.args.results / "training" / "index.html"
         report.write_page(
