@@ -156,8 +156,11 @@ class Scorer:
     def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
         self.args, self.records = args, records
         self.references = {record["id"]: record["label"] for record in records}
-        has_templates = layout.labels_file("labels.json") is not None
-        self.reader = TemplateReader(dataset.read_templates(args.data)) if has_templates else None
+        self.reader = None
+        if layout.labels_file("labels.json"):
+            # labels.json has no brackets; the records' templates say where the placeholders are.
+            written = [record["template"] for record in records if record.get("template")]
+            self.reader = TemplateReader([*dataset.read_templates(args.data), *written])
 
     def scores(self, predictions: dict[str, str]) -> dict[str, Any]:
         """The real captions' scores."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import dataset
 import files
 from files import UserError
-from templates import TemplateReader
+from templates import TemplateReader, template_key
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     ready["validation"], dropped_validation = caption_lists(dataset.read_split(args.data, "validation"), {})
     dropped += dropped_validation
     if answers := dataset.read_answers(args.data):
-        ready["test"] = test_lists(answers, dataset.read_templates(args.data))
+        # labels.json has no brackets; the records' templates say where the placeholders are.
+        written = [record["template"] for record in train if record["template"]]
+        ready["test"] = test_lists(answers, [*dataset.read_templates(args.data), *written])
     for split, records in ready.items():
         if not records:
             raise UserError(f"the {split} labels hold no clip with a caption; nothing was written")
@@ -76,8 +78,8 @@ def test_lists(answers: dict[str, str], templates: list[str]) -> list[dataset.Re
     records = []
     for clip_id, label in answers.items():
         reading = reader.read(label)
-        # SSv2's own answers say "something" where the objects were: no object can be scored then.
-        named = any(word.lower() != "something" for word in reading.placeholders)
+        # SSv2's own answers are templates ("Moving something up"): no object can be scored then.
+        named = template_key(label) != template_key(reading.template or "")
         found = {"template": reading.template, "placeholders": list(reading.placeholders) if named else []}
         records.append({"id": clip_id, "label": [label], **found})
     return records
