@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent
+
 
 def made_by(argv: list[str] | None = None) -> dict[str, str | None]:
     """{"command", "commit"}: this process's command line, and the commit of the code ("+" where it was changed)."""
@@ -14,9 +16,8 @@ def made_by(argv: list[str] | None = None) -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
     try:
-        ask = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        ask = {"cwd": HERE, "capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
         # Results and data are made by the code; whether they changed says nothing of it.
         changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "*.py"], **ask).stdout.strip()
