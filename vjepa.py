@@ -155,13 +155,13 @@ def _open(path: Path | str) -> Any:
     os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a truncated file
     path = Path(path)
     try:
+        if not path.is_file():
+            raise VideoError("there is no such file" if not path.exists() else "it is not a file")
         if path.stat().st_size == 0:
             raise VideoError("the file is empty")
         # One thread: with more, decord 0.6.0 fails on VP9 ("Error sending packet"). Processes run side by side.
         reader = VideoReader(str(path), num_threads=1)
         frames = len(reader)
-    except FileNotFoundError:
-        raise VideoError("there is no such file") from None
     except OSError as error:
         raise VideoError(f"the file cannot be read ({error.strerror})") from None
     except VideoError:
@@ -248,7 +248,7 @@ def _seek(path: Path | str, times: np.ndarray) -> Iterator[np.ndarray]:
 def _reason(error: Exception) -> str:
     """decord's message without its time, its own source's place, the file's name and the stack: " (...)" or ""."""
     line = next(iter(str(error).strip().splitlines()), "")
-    line = re.sub(r"^\[[\d:]+\] \S+: |\[[^\]]*/[^\]]*\] ?|\(0x[0-9a-f]+\)", "", line)
+    line = re.sub(r"^\[[\d:]+\] \S+: |\[[^\]]*/[^\]]*\] ?|Error reading .*|\(0x[0-9a-f]+\)", "", line)
     if "st_nb" in line:
         return " (no video stream that this decoder knows)"
     line = "".join(c for c in line if c.isprintable()).strip()[:100]

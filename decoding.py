@@ -1,0 +1,354 @@
+"""Many videos to frames in worker processes, which a damaged video may hang or kill without ending the run.
+
+Each worker decodes and resizes one clip at a time into memory that it shares with the parent. A clip that takes too
+long, or that takes its worker with it, is named with its reason, and a new worker goes on with the rest.
+
+Workers are forked by a nursery: a process of its own that has imported torch and decord once and has no threads. So a
+worker starts in milliseconds, knows nothing of the parent's GPU, and does not import the parent's main script.
+"""
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vjepa import Transform, VideoError, read_clip
+
+SLOTS = 2  # clips a worker may have in hand: one being decoded, one that waits, so that it never idles
+WORKER_MEMORY = 4 << 30  # bytes a worker may take beyond what it starts with: a damaged header can ask for any size
+GRACE = 5.0  # seconds past the time limit after which the parent ends a worker that could not end itself
+
+
+class Failure(NamedTuple):
+    """A clip that could not be decoded, and why."""
+
+    reason: str
+
+
+class _Job(NamedTuple):
+    key: Any
+    path: str
+    start: float | None = None  # seconds; None: the whole clip
+    end: float | None = None
+
+
+@dataclass
+class _Worker:
+    pipe: Connection
+    memory: mmap.mmap
+    pid: int | None = None  # it says so itself, once it is up
+    jobs: deque[tuple[int, _Job]] = field(default_factory=deque)  # (slot, job), the first one being decoded
+    since: float = 0.0  # when the first one was begun, or later
+
+
+class ClipDecoder:
+    """Iterate over (key, frames) as clips are finished, in no fixed order.
+
+    Frames are uint8 (T, 3, S, S), or a Failure. A thread hands out jobs and collects clips, at most `ahead` of them
+    more than were taken, so that whoever encodes finds them ready. Use it in a `with`, which ends the workers.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[tuple],
+        transform: Transform,
+        frames: int,
+        workers: int | None = None,
+        timeout: float = 60.0,
+        ahead: int = 16,
+    ) -> None:
+        """Decode `paths`, each (key, path) or (key, path, start, end) with seconds.
+
+        They are asked for one at a time, as workers come free. `timeout`: seconds that one clip may take.
+        """
+        self.jobs = iter(paths)
+        self.transform, self.frames, self.timeout = transform, frames, timeout
+        self.shape = (frames, 3, transform.size, transform.size)
+        self.bytes = int(np.prod(self.shape))
+        self.count = workers or os.cpu_count() or 1
+        self.out: queue.Queue = queue.Queue(maxsize=ahead)
+        self.closing = threading.Event()
+        self.workers: list[_Worker] = []
+        self.again: deque[_Job] = deque()  # waited in a worker that died over another clip
+        self.nursery: _Nursery | None = None
+        self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+
+    def __enter__(self) -> "ClipDecoder":
+        """Start the workers, so that they come up while the caller loads its encoder."""
+        if self.thread.ident is None:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers, whatever they are at."""
+        self.closing.set()
+        self.thread.join()
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor | Failure]]:
+        """Each clip once. Raises what reading the jobs raised."""
+        with self:
+            while (item := self.out.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+
+    # ---- the thread that hands out jobs and collects clips ----
+
+    def _run(self) -> None:
+        end: BaseException | None = None
+        try:
+            while not self.closing.is_set() and self._serve():
+                pass
+        except BaseException as error:
+            end = error
+        finally:
+            for worker in self.workers:
+                self._stop(worker)
+            if self.nursery:
+                self.nursery.close()
+            self._put(end)
+
+    def _put(self, item: Any) -> None:
+        while not self.closing.is_set():
+            with contextlib.suppress(queue.Full):
+                return self.out.put(item, timeout=0.1)
+
+    def _serve(self) -> bool:
+        """One round; False when all is done."""
+        self._hand_out()
+        busy = {worker.pipe: worker for worker in self.workers if worker.jobs}
+        for pipe in wait(list(busy), timeout=0.2) if busy else ():
+            self._collect(busy.pop(pipe))
+        for worker in busy.values():
+            if worker.pid and time.monotonic() - worker.since > self.timeout + GRACE:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)  # the nursery tells its pipe: a later round collects it
+        return bool(self.again) or any(worker.jobs for worker in self.workers)
+
+    def _hand_out(self) -> None:
+        """Give every worker something to do, the idle ones first; start workers while there are jobs for them."""
+        for depth in range(SLOTS):
+            for number in range(self.count):
+                if number < len(self.workers) and len(self.workers[number].jobs) > depth:
+                    continue
+                job = self._next_job()
+                if job is None:
+                    return
+                if number == len(self.workers):
+                    self.workers.append(self._start())
+                worker = self.workers[number]
+                slot = next(slot for slot in range(SLOTS) if slot not in {used for used, _ in worker.jobs})
+                if not worker.jobs:
+                    worker.since = time.monotonic()
+                worker.jobs.append((slot, job))
+                with contextlib.suppress(OSError):  # it has ended: collecting says so
+                    worker.pipe.send((slot, *job[1:]))
+
+    def _next_job(self) -> _Job | None:
+        if self.again:
+            return self.again.popleft()
+        job = next(self.jobs, None)
+        return None if job is None else _Job(job[0], os.path.abspath(job[1]), *job[2:])
+
+    def _collect(self, worker: _Worker) -> None:
+        """Take what a worker says: its pid, a finished clip, or (from the nursery) that it ended."""
+        try:
+            what, value = worker.pipe.recv()
+        except (EOFError, OSError):  # the nursery itself is gone
+            what, value = "ended", None
+        if what == "pid":
+            worker.pid, worker.since = value, time.monotonic()
+        elif what == "ended":
+            self._replace(worker, value)
+        else:
+            slot, job = worker.jobs.popleft()
+            worker.since = time.monotonic()
+            self._put((job.key, Failure(value) if what == "failed" else self._copy(worker, slot)))
+
+    def _copy(self, worker: _Worker, slot: int) -> Tensor:
+        clip = torch.empty(self.shape, dtype=torch.uint8)
+        shared = np.frombuffer(worker.memory, np.uint8, self.bytes, slot * self.bytes)
+        np.copyto(clip.numpy(), shared.reshape(self.shape))  # without the interpreter's lock
+        return clip
+
+    def _replace(self, worker: _Worker, code: int | None) -> None:
+        """A worker that ended over a clip: name the clip, keep what waited behind it, start another."""
+        self._stop(worker)
+        _, job = worker.jobs.popleft()
+        self.again.extend(waiting for _, waiting in worker.jobs)
+        late = code == -signal.SIGALRM or time.monotonic() - worker.since > self.timeout + GRACE
+        reason = f"decoding took longer than {self.timeout:g} s" if late else "decoding it ended the worker process"
+        self.workers[self.workers.index(worker)] = self._start()
+        self._put((job.key, Failure(reason)))
+
+    def _start(self) -> _Worker:
+        if self.nursery is None or not self.nursery.is_alive():
+            self.nursery = _Nursery()
+        size = SLOTS * self.bytes
+        with _anonymous_file(size) as file:
+            ours, theirs = Pipe()
+            worker = _Worker(ours, mmap.mmap(file.fileno(), size))
+            order = {"transform": asdict(self.transform), "frames": self.frames, "timeout": self.timeout, "size": size}
+            self.nursery.fork(order, theirs, file.fileno())
+            theirs.close()
+        return worker
+
+    @staticmethod
+    def _stop(worker: _Worker) -> None:
+        worker.pipe.close()  # an idle worker ends with it; one in a clip, with the nursery or by its alarm
+
+
+def _anonymous_file(size: int) -> Any:
+    """A file in memory without a name. Not /dev/shm, which containers keep small."""
+    file = os.fdopen(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()
+    os.truncate(file.fileno(), size)
+    return file
+
+
+# ---- the nursery ----
+
+
+class _Nursery:
+    """The parent's handle on the process that forks workers."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        command = [sys.executable, os.path.abspath(__file__), str(theirs.fileno())]
+        # One thread each, and no GPU: a decoder has no use for them. Ctrl-C is the parent's to answer.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def fork(self, order: dict[str, Any], pipe: Connection, memory: int) -> None:
+        """Ask for a worker. One message, one worker: the socket keeps what comes before the nursery is up."""
+        line = json.dumps(order).encode().ljust(_ORDER)
+        with contextlib.suppress(OSError):  # it has died: the worker's pipe says so
+            socket.send_fds(self.socket, [line], [pipe.fileno(), memory])
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.kill()  # its workers end with it
+        self.process.wait()
+
+
+_ORDER = 1024  # bytes of one order, padded
+
+
+def _nurse(parent: socket.socket) -> None:
+    """Fork a worker for each order; tell a worker's pipe when it has ended."""
+    pipes: dict[int, Connection] = {}
+
+    def reap(*_: Any) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                with contextlib.suppress(OSError), pipes.pop(ended[0]) as pipe:
+                    pipe.send(("ended", os.waitstatus_to_exitcode(ended[1])))
+
+    _end_with_parent()
+    signal.signal(signal.SIGCHLD, reap)
+    with contextlib.suppress(OSError):
+        while True:
+            order, handles, _, _ = socket.recv_fds(parent, _ORDER, 2, socket.MSG_WAITALL)
+            if len(handles) < 2:
+                return  # the parent has ended
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            pipe, memory = Connection(handles[0]), handles[1]
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                    _work(pipe, memory, json.loads(order))
+                finally:
+                    os._exit(0)
+            pipes[pid] = pipe
+            os.close(memory)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def _end_with_parent() -> None:
+    """Linux: be killed when the parent ends, even over a clip that hangs. Elsewhere the alarm has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _work(pipe: Connection, memory: int, order: dict[str, Any]) -> None:
+    """A worker: decode what the pipe asks for, until it closes."""
+    _end_with_parent()
+    _limit_memory()
+    transform = Transform(**order["transform"])
+    frames, timeout = order["frames"], order["timeout"]
+    shared = np.frombuffer(mmap.mmap(memory, order["size"]), np.uint8).reshape(SLOTS, -1)
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(("pid", os.getpid()))
+        while True:
+            slot, path, start, end = pipe.recv()
+            # Not handled, so the kernel ends the process on time, wherever in whoever's code it hangs.
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+            try:
+                clip = read_clip(path, frames, transform, start, end)
+                shared[slot] = clip.numpy().reshape(-1)
+                said = ("clip", None)
+            except VideoError as error:
+                said = ("failed", str(error))
+            except MemoryError:
+                said = ("failed", "it needs more memory than decoding may use")
+            except Exception as error:
+                said = ("failed", f"it cannot be decoded ({type(error).__name__})")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(said)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return  # not Linux: what a header claims is limited by vjepa.MAX_PIXELS alone
+    limit = pages * resource.getpagesize() + WORKER_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _main() -> None:
+    import decord  # noqa: F401  once, before forking
+
+    # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    torch.set_num_threads(1)
+    with socket.socket(fileno=int(sys.argv[1])) as parent:
+        _nurse(parent)
+
+
+if __name__ == "__main__":
+    _main()
