@@ -75,10 +75,12 @@ class ClipDecoder:
         workers: int | None = None,
         timeout: float = 60.0,
         ahead: int = 16,
+        nursery: "Nursery | None" = None,
     ) -> None:
         """Decode `paths`, each (key, path) or (key, path, start, end) with seconds.
 
-        They are asked for one at a time, as workers come free. `timeout`: seconds that one clip may take.
+        They are asked for one at a time, as workers come free. `timeout`: seconds that one clip may take. `nursery`:
+        one that was started before, while other things load.
         """
         self.jobs = iter(paths)
         self.transform, self.frames, self.timeout = transform, frames, timeout
@@ -89,7 +91,7 @@ class ClipDecoder:
         self.closing = threading.Event()
         self.workers: list[_Worker] = []
         self.again: deque[_Job] = deque()  # waited in a worker that died over another clip
-        self.nursery: _Nursery | None = None
+        self.nursery = nursery
         self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     def __enter__(self) -> "ClipDecoder":
@@ -202,7 +204,7 @@ class ClipDecoder:
 
     def _start(self) -> _Worker:
         if self.nursery is None or not self.nursery.is_alive():
-            self.nursery = _Nursery()
+            self.nursery = Nursery()
         size = SLOTS * self.bytes
         with _anonymous_file(size) as file:
             ours, theirs = Pipe()
@@ -219,7 +221,7 @@ class ClipDecoder:
 
 def _anonymous_file(size: int) -> Any:
     """A file in memory without a name. Not /dev/shm, which containers keep small."""
-    file = os.fdopen(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()
+    file = os.fdopen(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()  # noqa: SIM115
     os.truncate(file.fileno(), size)
     return file
 
@@ -227,10 +229,11 @@ def _anonymous_file(size: int) -> Any:
 # ---- the nursery ----
 
 
-class _Nursery:
+class Nursery:
     """The parent's handle on the process that forks workers."""
 
     def __init__(self) -> None:
+        """Start it; being ready takes it a second or two."""
         self.socket, theirs = socket.socketpair()
         command = [sys.executable, os.path.abspath(__file__), str(theirs.fileno())]
         # One thread each, and no GPU: a decoder has no use for them. Ctrl-C is the parent's to answer.
@@ -246,6 +249,7 @@ class _Nursery:
             )
 
     def is_alive(self) -> bool:
+        """Whether it can still fork."""
         return self.process.poll() is None
 
     def fork(self, order: dict[str, Any], pipe: Connection, memory: int) -> None:
@@ -255,6 +259,7 @@ class _Nursery:
             socket.send_fds(self.socket, [line], [pipe.fileno(), memory])
 
     def close(self) -> None:
+        """End it and its workers."""
         self.socket.close()
         self.process.kill()  # its workers end with it
         self.process.wait()

@@ -1,0 +1,340 @@
+"""Encode Something-Something V2's clips with a frozen V-JEPA 2, once: features/<split>/<id>.pt.
+
+Worker processes decode, this process encodes, threads write. Interrupt it at any time: what is cached is skipped.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import arguments
+import cache
+import dataset
+import files
+import ranks
+from cache import CacheConfig, Packed
+from decoding import ClipDecoder, Failure, Nursery
+from files import UserError
+from interrupts import Interrupted
+from vjepa import DEFAULT_ENCODER, VideoEncoder
+
+NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
+BATCHES_TO_SAVE = 2  # that wait or are being written: a disk slower than the encoder must not fill the memory
+
+
+class Clip(NamedTuple):
+    """One clip to encode."""
+
+    split: str
+    id: str
+    video: Path
+
+
+Failures = dict[tuple[str, str], str]  # (split, id): reason
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Encode what is not cached yet. Raises: UserError at the end where clips have no video."""
+    args = parse(argv)
+    group = ranks.start()
+    nursery = Nursery()  # comes up while the encoder loads
+    try:
+        return preprocess(args, group, nursery)
+    finally:
+        nursery.close()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; the defaults are the published recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
+    add("--splits", nargs="+", choices=dataset.SPLITS, default=["train", "validation"], help="what to encode")
+    add("--encoder", default=DEFAULT_ENCODER, help="V-JEPA 2: a hub name or a local folder")
+    add("--frames", type=arguments.count, default=32, help="frames sampled uniformly over a clip")
+    add(
+        "--crop", action="store_true", help="resize the shortest edge and crop the centre, not the whole frame squashed"
+    )
+    add("--dtype", choices=list(cache.DTYPES), default="float16", help="what features are kept as; int8: half the disk")
+    add("--pool", type=int, choices=cache.POOLS, default=1, help="keep the mean of POOL x POOL patches of a time step")
+    add("--batch-size", type=arguments.count, help="clips encoded at once (default: what fills the GPU; 8 on a CPU)")
+    add("--workers", type=arguments.count, default=cores(), help="processes that decode, for each process that encodes")
+    add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that decoding one clip may take")
+    return parser.parse_args(argv)
+
+
+def cores() -> int:
+    """Processor cores for this process, among those of this machine that torchrun started."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def preprocess(args: argparse.Namespace, group: ranks.Ranks, nursery: Nursery) -> int:
+    """The whole stage; returns the exit code."""
+    splits = {split: [r["id"] for r in dataset.read_split(args.data, split)] for split in dict.fromkeys(args.splits)}
+    layout = dataset.Layout(args.data)
+    encoder = VideoEncoder(args.encoder, group.device, args.frames, args.crop)
+    cache.check_pool(encoder.grid, args.pool)
+    config = encoder.cache_config(args.dtype, args.pool)
+    plan: Any = None
+    if group.is_main:
+        plan = make_plan(splits, layout, config)
+    clips, missing = group.gather(plan)[0]  # all ranks share one list, whatever other runs write meanwhile
+    failures: Failures = {}
+    try:
+        with interruptible():
+            encode_clips(group.share(clips), failures, encoder, config, layout, args, nursery, bar=group.is_main)
+    except Interrupted as interrupted:
+        write_failures(failures | missing, splits, layout, config)
+        group.say(f"{interrupted}: what is encoded is kept; the same command goes on from there")
+        return interrupted.code
+    for others in group.gather(failures):
+        failures |= others
+    if group.is_main:
+        write_failures(failures | missing, splits, layout, config)
+        summarize(len(clips), failures, layout)
+    group.close()
+    if missing and group.is_main:
+        split, clip_id = next(iter(missing))
+        raise UserError(
+            f"{len(missing)} clips of the labels have no video (the first: {clip_id} of {split}) in {layout.videos}; "
+            "all others are done: add the videos and run this again, or take the ids out of the labels"
+        )
+    return 0
+
+
+def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: CacheConfig) -> tuple[list[Clip], Failures]:
+    """The clips to encode, and those that have no video; says what is to be written.
+
+    Raises: UserError where there is no video at all, the cache is another one, or the disk cannot hold the features.
+    """
+    clips, missing, cached = [], {}, 0
+    for split, ids in splits.items():
+        folder = layout.feature_folder(split)
+        for clip_id in ids:
+            if cache.is_cached(folder / f"{clip_id}.pt", config):
+                cached += 1
+            elif (video := layout.video(clip_id)) is not None:
+                clips.append(Clip(split, clip_id, video))
+            else:
+                missing[split, clip_id] = "there is no video"
+    if missing and not clips and not cached:
+        raise UserError(f"there is no video of any clip in {layout.videos}; put SSv2's <id>.webm files there")
+    size = cache.bytes_per_clip(config)
+    total = len(clips) + len(missing) + cached
+    print(
+        f"{total} clips ({', '.join(splits)}): {cached} cached, {len(clips)} to encode"
+        + (f", {len(missing)} without a video" if missing else "")
+        + f"; {size:,} bytes a clip, {human(size * len(clips))} to write, {human(size * total)} in all",
+        flush=True,
+    )
+    free = shutil.disk_usage(existing(layout.features)).free
+    if cache.clips_that_fit(free, config) < len(clips):
+        raise UserError(
+            f"the disk of {layout.features} has {human(free)} free, the features need {human(size * len(clips))}; free "
+            "some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
+        )
+    cache.claim_config(layout.features, config)
+    for split in splits:  # what a run that was killed had not finished
+        for unfinished in layout.feature_folder(split).glob(".*.pt.*.tmp"):
+            unfinished.unlink(missing_ok=True)
+    random.Random().shuffle(clips)  # two runs that meet in one folder work on different clips until few are left
+    return clips, missing
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return folder if folder.exists() else existing(folder.absolute().parent)
+
+
+def human(count: int) -> str:
+    """Bytes as people say them: 8.39 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT raise Interrupted within it, at once: every file is whole or not there at any moment."""
+
+    def stop(number: int, _frame: object) -> None:
+        for again in before:  # once: a second signal must not break into the clearing up
+            signal.signal(again, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def encode_clips(
+    clips: list[Clip],
+    failures: Failures,
+    encoder: VideoEncoder,
+    config: CacheConfig,
+    layout: dataset.Layout,
+    args: argparse.Namespace,
+    nursery: Nursery,
+    bar: bool = True,
+) -> None:
+    """Decode, encode and save `clips`; those that fail go into `failures`.
+
+    Raises: OSError where a file cannot be written.
+    """
+    if not clips:
+        return
+
+    def path_of(clip: Clip) -> Path:
+        return layout.feature_folder(clip.split) / f"{clip.id}.pt"
+
+    # Asked again when its turn comes: another run in this folder may have encoded it by now.
+    jobs = ((clip, clip.video) for clip in clips if not cache.is_cached(path_of(clip), config))
+    progress = tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if bar else True)
+    saver = Saver(failures)
+    decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, args.workers, args.clip_timeout, nursery=nursery)
+    with progress, saver, decoder:
+        size = encoder.prepare(args.batch_size)
+        for keys, frames in batches(decoder, size, failures, progress):
+            if encoder.device.type == "cuda":
+                frames = frames.pin_memory()
+            packed = cache.pack(encoder.encode(frames), config.dtype, config.pool, encoder.grid)
+            saver.save([((clip.split, clip.id), path_of(clip)) for clip in keys], packed)
+            progress.update(len(keys))
+        saver.finish()
+        progress.update(progress.total - progress.n)  # what another run encoded
+
+
+def batches(decoder: ClipDecoder, size: int, failures: Failures, progress: tqdm) -> Iterator[tuple[list[Clip], Tensor]]:
+    """Clips and their frames, uint8 (B, T, 3, S, S), in the order in which they are decoded."""
+    keys, frames = [], []
+    for clip, decoded in decoder:
+        if isinstance(decoded, Failure):
+            failures[clip.split, clip.id] = decoded.reason
+            progress.update()
+            continue
+        keys.append(clip)
+        frames.append(decoded)
+        if len(keys) == size:
+            yield keys, torch.stack(frames)
+            keys, frames = [], []
+    if keys:
+        yield keys, torch.stack(frames)
+
+
+class Saver:
+    """Writes features in the background, a bounded number of batches behind the encoder."""
+
+    def __init__(self, failures: Failures) -> None:
+        """`failures`: where clips go whose features are not numbers."""
+        self.failures = failures
+        self.threads = ThreadPoolExecutor(BATCHES_TO_SAVE, thread_name_prefix="saving")
+        self.waiting: deque[Future[None]] = deque()
+        self.closing = threading.Event()
+
+    def __enter__(self) -> "Saver":
+        """Ready."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop after the file that is being written."""
+        self.closing.set()
+        self.threads.shutdown(wait=True, cancel_futures=True)
+
+    def save(self, names: list[tuple[tuple[str, str], Path]], packed: Packed) -> None:
+        """Write a batch's clips soon. Raises: OSError where an earlier one could not be written."""
+        if len(self.waiting) == BATCHES_TO_SAVE:
+            self.waiting.popleft().result()
+        on_host, event = to_host(packed)
+        self.waiting.append(self.threads.submit(self._write, names, on_host, event))
+
+    def finish(self) -> None:
+        """Wait for all that is being written. Raises: OSError where something could not be."""
+        while self.waiting:
+            self.waiting.popleft().result()
+
+    def _write(self, names: list[tuple[tuple[str, str], Path]], packed: Packed, event: Any) -> None:
+        if event is not None:
+            event.synchronize()
+        for row, (key, path) in enumerate(names):
+            if self.closing.is_set():
+                return
+            clip = Packed(*(None if part is None else part[row] for part in packed))
+            try:
+                cache.save(path, clip)
+            except ValueError as error:
+                self.failures[key] = str(error)
+
+
+def to_host(packed: Packed) -> tuple[Packed, Any]:
+    """The features in main memory, and the event after which they are there (None: now). The GPU is not waited for."""
+    if packed.values.device.type != "cuda":
+        return packed, None
+    parts = [None if p is None else torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p in packed]
+    for ours, theirs in zip(parts, packed, strict=True):
+        if ours is not None:
+            ours.copy_(theirs, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return Packed(*parts), event
+
+
+def write_failures(
+    failures: Failures, splits: dict[str, list[str]], layout: dataset.Layout, config: CacheConfig
+) -> None:
+    """features/<split>/failures.jsonl, in the labels' order; none where nothing failed.
+
+    What another run wrote there stays, for clips that are still not cached and were not this run's.
+    """
+    for split, ids in splits.items():
+        folder = layout.feature_folder(split)
+        path = folder / "failures.jsonl"
+        reasons = {clip_id: reason for (of, clip_id), reason in failures.items() if of == split}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                if not cache.is_cached(folder / f"{row['id']}.pt", config):
+                    reasons.setdefault(row["id"], row["reason"])
+        rows = [{"id": clip_id, "reason": reasons[clip_id]} for clip_id in ids if clip_id in reasons]
+        if rows:
+            files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
+    """Say what was encoded, and name what was not."""
+    print(f"encoded {count - len(failures)} clips into {layout.features}")
+    if failures:
+        print(f"{len(failures)} clips failed:")
+        for reason, times in Counter(failures.values()).most_common():
+            print(f"  {times} x {files.printable(reason)}")
+        for (split, clip_id), reason in sorted(failures.items())[:NAMED]:
+            print(f"  {split}/{clip_id}: {files.printable(reason)}")
+        print(f"all of them: {layout.features}/<split>/failures.jsonl; they are tried again when this is run again")
+
+
+if __name__ == "__main__":
+    files.run(main)
