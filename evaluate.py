@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = layout.feature_folder(args.split)
     reader = SplitReader(captioner, records, folder, args.batch_size, group, interrupts.check)
     try:
-        result = evaluate(args, reader, layout)
+        with group.together(interrupts.check):
+            group.agree([record["id"] for record in records], f"{args.split} clips")
+            result = evaluate(args, reader, layout)
     except Interrupted as signal:
         group.say(f"{signal}: nothing was written")
         return signal.code
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
@@ -67,6 +69,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
     add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that one clip may take to decode")
     add("--java-timeout", type=arguments.positive, default=1800.0, help="seconds for METEOR, and for the tokenizer")
+    add(
+        "--copy-videos",
+        action="store_true",
+        help="copy the clips beside the page, to publish it",
+    )
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle and the bootstrap's samples")
     return parser.parse_args(argv)
@@ -276,7 +283,8 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     result = {"checkpoint": str(args.checkpoint), "epoch": saved.epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
     page = args.results / "index.html"
-    clips = validation.gallery(result["predictions"], layout, page)
+    copies = args.results / "videos" if args.copy_videos else None
+    clips = validation.gallery(result["predictions"], layout, page, copies)
     made = " at ".join(filter(None, result["made_by"].values()))
     title = f"Captions of the {args.split} split"
     confused = result.get("ssv2", {}).get("confused")
@@ -294,4 +302,4 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
 
 
 if __name__ == "__main__":
-    files.run(main)
+    ranks.run(main)

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,15 @@ import torch
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed as one line (what, where, what to do), exit code 2."""
+    """A mistake that the user can mend: printed as one line (what, where, what to do)."""
+
+    code = 2  # the exit code
+
+
+class Vanished(UserError):
+    """A file that was there when the run began, and is not now: nobody's mistake on the command line."""
+
+    code = 1
 
 
 def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
@@ -56,6 +65,14 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
     """Write strict JSON (no NaN: it is not JSON), whole or not at all."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all; nothing to do where they are one file."""
+    if target.exists() and target.samefile(source):
+        return
+    with open(source, "rb") as file:
+        write_atomic(target, lambda beside: shutil.copyfileobj(file, beside, 1 << 20))
 
 
 def read_json(path: Path | str, what: str) -> Any:
@@ -101,26 +118,37 @@ def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
         raise UserError(f"{what}: {path} is damaged or not a .pt file; make it again") from None
 
 
-def run(main: Callable[[], Any]) -> None:
+def tell(line: str, _error: BaseException) -> None:
+    """Print an error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], Any], tell: Callable[[str, BaseException], None] = tell) -> None:
     """Run a script's main: a user's mistake is one line and exit code 2, a failing disk one line and code 1."""
     try:
         code = main()
-    except UserError as error:
-        sys.exit(_complain(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted", 130))
     except BrokenPipeError:
         sys.exit(1)
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        reason = error.strerror or str(error)
-        sys.exit(_complain(f"{reason}{where}; everything written before is still good", 1))
+    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+        message, code = _explain(error)
+        tell(f"error: {printable(' '.join(message.split()))}", error)
     sys.exit(code or 0)
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
-    return code
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}; everything written before is still good", 1
+    where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    # torch's error where the CPU's memory is not enough has no class of its own.
+    if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        raise error
+    return f"{where} is not enough; use smaller batches; everything written before is still good", 1
 
 
 def printable(text: str) -> str:

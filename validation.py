@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cache
+import files
 import report
 from dataset import Layout, Record
 from files import UserError
@@ -122,10 +123,18 @@ def shuffled(records: list[Record], seed: int) -> dict[str, str]:
     return dict(zip(order, order[1:] + order[:1], strict=True))
 
 
-def gallery(predictions: list[dict[str, Any]], layout: Layout, page: Path) -> list[dict[str, Any]]:
-    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it."""
+def gallery(
+    predictions: list[dict[str, Any]], layout: Layout, page: Path, copies: Path | None = None
+) -> list[dict[str, Any]]:
+    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
+
+    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
+    """
     rows = []
     for row in predictions:
         video = layout.video(row["id"])
+        if video and copies:
+            files.copy(video, copies / video.name)
+            video = copies / video.name
         rows.append({**row, "score": row.get("CIDEr"), "video": report.relative(video, page) if video else None})
     return rows

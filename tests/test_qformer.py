@@ -1,12 +1,17 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 
+import cache
+import checkpoint
 import language
+import sample
 import tiny
 from benchmarks import textbook
 from qformer import QFormer, VideoCaptioner
+from vjepa import VideoEncoder, read_frames
 
 KINDS = ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"]
 BATCH = [
@@ -214,3 +219,26 @@ def test_an_eos_that_only_the_model_names_is_found():
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="64 wide, the language model's embeddings 32"):
         VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(dim=64))
+
+
+def test_videos_are_captioned_by_what_the_checkpoint_says_made_its_features(tmp_path):
+    """encode = the encoder, then the cache's pooling and precision; caption = that, then generate."""
+    encoder = VideoEncoder(tiny.save_encoder(tmp_path / "encoder"), frames=4)
+    made = encoder.cache_config("int8", 2).to_dict()
+    captioner = tiny.tiny_captioner()
+    checkpoint.write(
+        tmp_path / "checkpoint.pt",
+        checkpoint.Checkpoint(
+            {**captioner.config, "llm": str(tiny.save_lm(tmp_path / "lm")), "features": made},
+            captioner.qformer.state_dict(),
+        ),
+    )
+    captioner = VideoCaptioner.from_checkpoint(tmp_path / "checkpoint.pt", device="cpu")
+    paths = []
+    for name, bright in (("a", 40), ("b", 200), ("c", 90)):
+        paths.append(tmp_path / f"{name}.webm")
+        sample.write_video(paths[-1], np.full((6, 48, 64, 3), bright, np.uint8), fps=12)
+    clips = torch.stack([encoder.transform.apply(read_frames(path, 4)) for path in paths])
+    expected = torch.cat([cache.unpack(cache.pack(x, "int8", 2, encoder.grid)) for x in encoder.encode(clips)])
+    assert torch.equal(captioner.encode(clips), expected) and expected.shape == (3, 2, 16)
+    assert captioner.caption(paths, batch_size=2, max_new_tokens=6) == captioner.generate(expected, 6)

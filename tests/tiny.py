@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    VJEPA2Config,
+    VJEPA2Model,
 )
 
 import cache
@@ -99,6 +101,18 @@ def save_lm(folder: Path, kind: str = "qwen2", **changes) -> Path:
     """A language model and its tokenizer as a local folder, the form that --llm takes."""
     tiny_lm(kind, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, seed: int = 0) -> Path:
+    """A random V-JEPA 2 as a local folder: 32 x 32 pixels, patches of 16, tubelets of 2 frames, 16 wide."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    predictor = {f"pred_{name}": size for name, size in sizes.items()}
+    config = VJEPA2Config(
+        **sizes, **predictor, crop_size=32, patch_size=16, tubelet_size=2, frames_per_clip=4, pred_num_mask_tokens=1
+    )
+    VJEPA2Model(config).save_pretrained(folder)
     return folder
 
 
