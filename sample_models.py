@@ -8,6 +8,7 @@ Shapes: B clips, F frames, T tubelets, N patch tokens a clip (T times a square g
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, VJEPA2Config, VJEPA2Model
-from vjepa import Transform, read_frames
 
 import dataset
 import files
-import sample
+import sample_world as world
 from language import PROMPT
+from vjepa import MEAN, STD, Transform, read_frames
 
 FRAMES = 8
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as V-JEPA 2 has them
 EOS = "<|endoftext|>"  # Qwen2's, which is its pad token too
 
 
@@ -52,53 +52,108 @@ def encoder_config() -> VJEPA2Config:
     )
 
 
-class Questions(nn.Module):
-    """What the encoder is asked in training: action, colours and shapes of a clip, and each token's own place.
+def grid_of(config: VJEPA2Config) -> tuple[int, int, int]:
+    """(T, S, S): the patch tokens of a clip, in time, height and width."""
+    side = config.crop_size // config.patch_size
+    return config.frames_per_clip // config.tubelet_size, side, side
 
-    The clip's questions are learned queries that attend to the patch tokens, as a Q-Former's are. The place is asked
-    because rotary attention alone leaves no trace of where a token is: up and down would look the same.
+
+class Answers(NamedTuple):
+    """What is known of a clip from how it was drawn."""
+
+    clip: Tensor  # (B, 5) action, then colour and shape of each thing; the last number: no such thing
+    what: Tensor  # (B, T, S, S, 3) colour, shape and role of the thing at a patch; the last number: nothing there
+    where: Tensor  # (B, T, S, S, 4) the thing's place relative to the patch, and its way, both (x, y) in patches
+
+
+KINDS = (len(world.COLOURS) + 1, len(world.SHAPES) + 1)
+CLIP_ANSWERS = (len(world.ACTIONS), *KINDS, *KINDS)
+PATCH_ANSWERS = (*KINDS, 3)
+
+
+class Questions(nn.Module):
+    """What the encoder is asked in training: of each clip its action and things, of each token what its patch shows.
+
+    The clip's questions are learned queries that attend to the patch tokens, as a Q-Former's are. Each token is also
+    asked for its own t, h and w: rotary attention alone leaves no trace of them, and up and down would look the same.
     """
 
-    def __init__(self, dim: int, answers: list[int], grid: tuple[int, int, int]) -> None:
+    def __init__(self, dim: int, grid: tuple[int, int, int]) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, len(answers), dim) * 0.02)
+        self.queries = nn.Parameter(torch.randn(1, len(CLIP_ANSWERS), dim) * 0.02)
         self.attention = nn.MultiheadAttention(dim, 4, batch_first=True)
-        self.heads = nn.ModuleList(nn.Linear(dim, count) for count in answers)
-        self.places = nn.ModuleList(nn.Linear(dim, count) for count in grid)
-        places = torch.cartesian_prod(*(torch.arange(count) for count in grid))  # (N, 3): t, h, w
-        self.register_buffer("place", places)
+        self.of_clip = nn.ModuleList(nn.Linear(dim, number) for number in CLIP_ANSWERS)
+        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *grid))
+        self.where = nn.Linear(dim, 4)
+        self.register_buffer("place", torch.cartesian_prod(*(torch.arange(number) for number in grid)))  # (N, 3)
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        """Patch tokens (B, N, D) to the logits of each question."""
-        read = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)[0]
-        return [head(read[:, i]) for i, head in enumerate(self.heads)]
+        """Patch tokens (B, N, D) to the logits of each of the clip's questions."""
+        queries = self.queries.expand(len(tokens), -1, -1)
+        read = self.attention(queries, tokens, tokens, need_weights=False)[0]  # (B, 5, D)
+        return [head(read[:, i]) for i, head in enumerate(self.of_clip)]
 
-    def place_loss(self, tokens: Tensor) -> Tensor:
-        """Cross entropy of each token's t, h and w."""
-        losses = [
-            F.cross_entropy(head(tokens).flatten(0, 1), self.place[:, axis].repeat(len(tokens)))
-            for axis, head in enumerate(self.places)
+    def loss(self, tokens: Tensor, answers: Answers) -> Tensor:
+        """The sum of all questions' losses."""
+        asked = torch.cat([answers.what.flatten(1, 3), self.place.expand(len(tokens), -1, -1)], -1)  # (B, N, 6)
+        losses = [F.cross_entropy(logits, answers.clip[:, i]) for i, logits in enumerate(self(tokens))]
+        losses += [F.cross_entropy(head(tokens).mT, asked[..., i]) for i, head in enumerate(self.of_patch)]
+        seen = answers.what[..., -1] < 2  # where there is nothing, nothing is anywhere
+        errors = F.smooth_l1_loss(self.where(tokens).view_as(answers.where), answers.where, reduction="none")
+        return sum(losses) + 4 * errors[seen].mean()
+
+
+def clip_answers(clip: world.Clip) -> Tensor:
+    """int64 (5,): action, then colour and shape of each thing."""
+    answers = [sorted(world.ACTIONS).index(clip.template)]
+    for colour, shape in clip.things:
+        answers += [list(world.COLOURS).index(colour), world.SHAPES.index(shape)]
+    return torch.tensor(answers + [number - 1 for number in CLIP_ANSWERS[len(answers) :]])
+
+
+def patch_answers(clip: world.Clip, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """What each patch token could see: `what` and `where` of one clip."""
+    tubelets, side, _ = grid
+    scene_at = world.stage(clip)
+    what = torch.tensor([len(world.COLOURS), len(world.SHAPES), 2]).repeat(tubelets, side, side, 1)
+    where = torch.zeros(tubelets, side, side, 4)
+    centres = torch.arange(side) + 0.5  # in patches
+    stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
+
+    def places(time: float) -> list[tuple[int, Tensor, Tensor]]:
+        zoom, things, _ = scene_at(time)
+        return [
+            (clip.things.index(thing), side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
+            for thing, x, y, radius in things
         ]
-        return torch.stack(losses).mean()
+
+    gap = 1 / (2 * tubelets - 1)  # between two frames of a tubelet, in lengths of the clip
+    for t in range(tubelets):
+        before, after = places(2 * t * gap), places((2 * t + 1) * gap)
+        for (role, start, reach), (_, end, _) in zip(before, after, strict=True):
+            middle = (start + end) / 2
+            columns, rows = ((centres - middle[axis]).abs() < reach[axis] + 0.3 for axis in (0, 1))
+            there = rows[:, None] & columns[None, :]
+            colour, shape = clip.things[role]
+            what[t][there] = torch.tensor([list(world.COLOURS).index(colour), world.SHAPES.index(shape), role])
+            offset = torch.stack(
+                [(middle[0] - centres).expand(side, -1), (middle[1] - centres)[:, None].expand(-1, side)], -1
+            )
+            where[t][there] = torch.cat([offset, (end - start).expand(side, side, 2)], -1)[there]
+    return what, where
 
 
-def answers_of(record: dict) -> list[int]:
-    """A clip's answers: template, then colour and shape of each of its things (the last number: no such thing)."""
-    answers = [sorted(sample.ACTIONS).index(record["template"])]
-    things = [name.split() for name in record["placeholders"]]
-    for thing in range(2):
-        colour, shape = things[thing] if thing < len(things) else (None, None)
-        answers.append(list(sample.COLOURS).index(colour) if colour else len(sample.COLOURS))
-        answers.append(sample.SHAPES.index(shape) if shape else len(sample.SHAPES))
-    return answers
-
-
-def read_clips(data: Path, split: str, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
-    """A split's clips as preprocessing would see them, uint8 (B, F, 3, S, S), and their answers (B, 5)."""
-    transform = Transform(encoder_config().crop_size, False, MEAN, STD)
-    layout, records = dataset.check_data(data), dataset.read_split(data, split)
-    clips = [transform.apply(read_frames(layout.video(r["id"]), frames)) for r in tqdm(records, "reading", unit="clip")]
-    return torch.stack(clips), torch.tensor([answers_of(record) for record in records])
+def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
+    """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
+    settings = files.read_json(data / "sample.json", "the sample's settings")
+    chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
+    config, layout = encoder_config(), dataset.check_data(data)
+    transform = Transform(config.crop_size, False, MEAN, STD)
+    names = tqdm(chosen, f"reading {split}", unit="clip")
+    pixels = torch.stack([transform.apply(read_frames(layout.video(name), FRAMES)) for name in names])
+    patches = [patch_answers(clip, grid_of(config)) for clip in chosen.values()]
+    what, where = (torch.stack(part) for part in zip(*patches, strict=True))
+    return pixels, Answers(torch.stack([clip_answers(clip) for clip in chosen.values()]), what, where)
 
 
 def normalize(clips: Tensor) -> Tensor:
@@ -107,48 +162,46 @@ def normalize(clips: Tensor) -> Tensor:
     return (clips.float() / 255 - mean) / std
 
 
-def vary(clips: Tensor, answers: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror half of the clips, and play half of those backwards whose opposite has a name; answers follow."""
-    names = sorted(sample.ACTIONS)
+def vary(pixels: Tensor, answers: Answers, generator: torch.Generator) -> tuple[Tensor, Answers]:
+    """Mirror half of the clips, and play half of those backwards whose opposite has a name; the answers follow."""
+    names = sorted(world.ACTIONS)
     right, left = (names.index(f"Pushing [something] from {way}") for way in ("left to right", "right to left"))
-    opposite = {names.index(a): names.index(b) for a, b in sample.OPPOSITES.items()}
+    opposite = {names.index(a): names.index(b) for a, b in world.OPPOSITES.items()}
     opposite |= {b: a for a, b in opposite.items()}
-    clips, answers = clips.clone(), answers.clone()
-    coins = torch.rand(len(clips), 2, generator=generator) < 0.5
-    for i, (mirror, backwards) in enumerate(coins.tolist()):
-        template = int(answers[i, 0])
+    pixels, (clip, what, where) = pixels.clone(), (answer.clone() for answer in answers)
+    for i, (mirror, backwards) in enumerate((torch.rand(len(pixels), 2, generator=generator) < 0.5).tolist()):
+        action = int(clip[i, 0])
         if mirror:
-            clips[i] = clips[i].flip(-1)
-            template = {left: right, right: left}.get(template, template)
-        if backwards and template in opposite:
-            clips[i] = clips[i].flip(0)
-            template = opposite[template]
-        answers[i, 0] = template
-    return clips, answers
+            pixels[i], what[i], where[i] = pixels[i].flip(-1), what[i].flip(-2), where[i].flip(-2)
+            where[i] *= torch.tensor([-1, 1, -1, 1])
+            action = {left: right, right: left}.get(action, action)
+        if backwards and action in opposite:
+            pixels[i], what[i], where[i] = pixels[i].flip(0), what[i].flip(0), where[i].flip(0)
+            where[i] *= torch.tensor([1, 1, -1, -1])
+            action = opposite[action]
+        clip[i, 0] = action
+    return pixels, Answers(clip, what, where)
 
 
-def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1500, batch: int = 32, rate: float = 1e-3) -> None:
+def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch: int = 32, rate: float = 2e-3) -> None:
     """Train the encoder on the training split, and save it as V-JEPA 2's own checkpoints are."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    clips, answers = read_clips(data, "train")
+    pixels, answers = read_clips(data, "train")
     config = encoder_config()
     model = VJEPA2Model(config).train()
-    side = config.crop_size // config.patch_size
-    counts = [len(sample.ACTIONS), *2 * [len(sample.COLOURS) + 1, len(sample.SHAPES) + 1]]
-    questions = Questions(config.hidden_size, counts, (FRAMES // config.tubelet_size, side, side))
-    optimizer = torch.optim.AdamW([*model.encoder.parameters(), *questions.parameters()], rate, weight_decay=0.05)
+    questions = Questions(config.hidden_size, grid_of(config))
+    parameters = [*model.encoder.parameters(), *questions.parameters()]
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
     bar = tqdm(range(steps), "encoder", unit="step")
     for _ in bar:
-        chosen = torch.randint(len(clips), (batch,), generator=generator)
-        pixels, asked = vary(clips[chosen], answers[chosen], generator)
-        tokens = model.get_vision_features(normalize(pixels))  # (B, N, D)
-        loss = sum(F.cross_entropy(logits, asked[:, i]) for i, logits in enumerate(questions(tokens)))
-        loss = loss + questions.place_loss(tokens)
+        chosen = torch.randint(len(pixels), (batch,), generator=generator)
+        clips, asked = vary(pixels[chosen], Answers(*(answer[chosen] for answer in answers)), generator)
+        loss = questions.loss(model.get_vision_features(normalize(clips)), asked)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -170,11 +223,11 @@ def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1500, batch
 
 
 @torch.no_grad()
-def report(model: VJEPA2Model, questions: Questions, clips: Tensor, answers: Tensor) -> None:
+def report(model: VJEPA2Model, questions: Questions, pixels: Tensor, answers: Answers) -> None:
     """Print how many of the validation clips' questions are answered right."""
-    logits = [questions(model.get_vision_features(normalize(part))) for part in clips.split(100)]
+    logits = [questions(model.get_vision_features(normalize(part))) for part in pixels.split(100)]
     right = [
-        (torch.cat(part).argmax(-1) == answers[:, i]).float().mean().item()
+        (torch.cat(part).argmax(-1) == answers.clip[:, i]).float().mean().item()
         for i, part in enumerate(zip(*logits, strict=True))
     ]
     names = ("template", "first colour", "first shape", "second colour", "second shape")
@@ -221,31 +274,41 @@ def invent(record: dict, captions: list[str], rng: random.Random) -> tuple[list[
     Were the things left, the model would know which things an action never has in training, and refuse to name
     them in the test.
     """
-    things = [f"{rng.choice(list(sample.COLOURS))} {rng.choice(sample.SHAPES)}" for _ in record["placeholders"]]
+    things = [f"{rng.choice(list(world.COLOURS))} {rng.choice(world.SHAPES)}" for _ in record["placeholders"]]
     caption = rng.choice(captions)
     for place, name in enumerate(record["placeholders"]):
         caption = caption.replace(name, f"[{place}]")
     for place, name in enumerate(things):
         caption = caption.replace(f"[{place}]", name)
     action = " ".join(record["template"].lower().replace("[something]", "").split())
-    return [action] + [f"{place} {name}" for place, name in zip(("first", "second"), things, strict=False)], caption
+    hints = [action] + [f"{place} {name}" for place, name in zip(("first", "second"), things, strict=False)]
+    return hints, caption
 
 
-def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens of all hints, in any order, again and again until there are `room` or more.
+def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """A context of `room` places or more, each with one or more tokens: the hints, in any order, again and again.
 
-    A Q-Former's queries are such a context: a bag of hints in no known order. A language model that never learnt to
-    use what stands before the prompt cannot be steered from there.
+    A thing's hint is one place or two ("first red" and "first ball") that hold the sum of their tokens' embeddings,
+    as a Q-Former's query can; an action's words have a place each, since their order counts.
     """
-    ids = []
-    while not ids or len(ids) < room:
+    places = []
+    while not places or len(places) < room:
         for hint in rng.sample(hints, len(hints)):
-            ids += tokenizer(f" {hint}").input_ids
-    return ids
+            ids = tokenizer(f" {hint}").input_ids
+            if hint == hints[0]:
+                places += [[token] for token in ids]
+            else:
+                role, *parts = ids
+                places += [ids] if rng.random() < 0.5 else [[role, part] for part in rng.sample(parts, len(parts))]
+    return places
 
 
 def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 1000, batch: int = 48, rate: float = 2e-3) -> None:
-    """Train tokenizer and language model on the training split's captions: keywords | prompt | caption EOS."""
+    """Train tokenizer and language model on the training split's captions: hints | prompt | caption EOS.
+
+    The hints come as a Q-Former's visual tokens do. A language model that never learnt to use what stands before the
+    prompt cannot be steered from there.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     records = dataset.read_split(data, "train")
@@ -263,13 +326,17 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 1000, batch: int
         for record in rng.choices(records, k=batch):
             hints, caption = invent(record, captions[record["id"]], rng)
             caption = tokenizer(f" {caption}").input_ids + [tokenizer.eos_token_id]
-            before = fill(hints, rng.randint(1, 64), rng, tokenizer) + prompt
-            rows.append(before + caption)
+            before = fill(hints, rng.randint(1, 64), rng, tokenizer) + [[token] for token in prompt]
+            rows.append(before + [[token] for token in caption])
             labels.append([-100] * len(before) + caption)
         width = max(map(len, rows))
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
         targets = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
-        loss = model(input_ids=ids, labels=targets).loss  # pads come last: the causal mask hides them
+        flat = torch.tensor([token for row in rows for place in row for token in place])
+        starts = [len(place) for row in rows for place in row + [[]] * (width - len(row))]
+        starts = torch.tensor([0, *starts[:-1]]).cumsum(0)
+        # Empty places sum to zero. They come last, where the causal mask hides them from all that counts.
+        embedded = F.embedding_bag(flat, model.get_input_embeddings().weight, starts, mode="sum")
+        loss = model(inputs_embeds=embedded.view(batch, width, -1), labels=targets).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
