@@ -10,7 +10,6 @@ import torch
 import evaluate
 import tiny
 import train
-import validation
 from files import UserError
 from qformer import VideoCaptioner
 
@@ -70,12 +69,6 @@ def test_actions_rank_templates_by_their_own_likelihood(run, tmp_path):
         losses = {template: captioner.loss(features[None].float(), [text]).item() for template, text in texts.items()}
         right.append(min(losses, key=losses.get) == record["template"])
     assert result["actions"]["top1"] == pytest.approx(sum(right) / len(right))
-
-
-def test_a_shuffle_gives_no_clip_its_own_features():
-    records = [{"id": str(clip)} for clip in range(7)]
-    moved = validation.shuffled(records, seed=3)
-    assert sorted(moved) == sorted(moved.values()) and all(clip != other for clip, other in moved.items())
 
 
 def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):

@@ -1,0 +1,21 @@
+import argparse
+
+import pytest
+
+import arguments
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (arguments.count, {"1": 1, "64": 64}, ["0", "-1", "1.5", "x", ""]),
+        (arguments.amount, {"0": 0.0, "2.5": 2.5}, ["-0.1", "nan", "inf", "x"]),
+        (arguments.positive, {"1e-5": 1e-5}, ["0", "-1", "nan", "inf"]),
+        (arguments.probability, {"0": 0.0, "0.99": 0.99}, ["1", "-0.1", "nan"]),
+    ],
+)
+def test_numbers_are_checked_where_they_are_read(kind, good, bad):
+    assert {text: kind(text) for text in good} == good
+    for text in bad:
+        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            kind(text)
