@@ -1,0 +1,381 @@
+"""Captioning of videos: which are taken, what is written for them, and what happens to those that cannot be."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import VJEPA2Config, VJEPA2Model
+
+import checkpoint
+import infer
+import videos
+from cache import CacheConfig
+from files import UserError
+from tiny import TEMPLATES, save_lm, tiny_qformer
+from vjepa import VideoEncoder
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
+DURATIONS = videos.durations
+
+
+def write_video(path: Path, colours: str, seconds: float = 1.0, fps: int = 12) -> Path:
+    """A video that shows each of `colours` for `seconds`, 64x48."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"deadline": "realtime", "cpu-used": "8"}
+        for colour in colours.split():
+            picture = np.full((48, 64, 3), COLOURS[colour], np.uint8)
+            for _ in range(round(seconds * fps)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with checkpoint.pt, of random weights, and the tiny encoder and language model it was made with."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    sizes = {"patch_size": 16, "crop_size": 32, "frames_per_clip": 4, "tubelet_size": 2, "hidden_size": 16}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    predictor = {"pred_hidden_size": 16, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    VJEPA2Model(VJEPA2Config(**sizes, **layers, **predictor)).save_pretrained(folder / "encoder")
+    save_lm(folder / "lm")
+    features: CacheConfig = VideoEncoder(folder / "encoder", frames=4).cache_config("float16", 1)
+    qformer = tiny_qformer()
+    config = {"llm": str(folder / "lm"), "prompt": "a video showing:", "features": features.to_dict()}
+    saved = checkpoint.Checkpoint({**config, "qformer": qformer.config}, qformer.state_dict())
+    checkpoint.write(folder / "checkpoint.pt", saved)
+    return folder
+
+
+class Namer:
+    """A captioner that names the colour of the frames: what the real one would learn at its best."""
+
+    def __init__(self, trained: Path):
+        self.encoder = VideoEncoder(trained / "encoder", frames=4)
+        self.config = {"llm": "none", "features": {"encoder": "none"}}
+
+    def encode(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.float().mean(dim=(1, 3, 4))  # (B, 3)
+
+    def generate(self, features: torch.Tensor, max_new_tokens: int, num_beams: int) -> list[str]:
+        known = torch.tensor(list(COLOURS.values())).float()  # (4, 3)
+        return [f"showing {list(COLOURS)[(known - one).square().sum(1).argmin()]}" for one in features]
+
+
+@pytest.fixture(scope="module")
+def shared_nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_start(shared_nursery, monkeypatch):
+    """One nursery for all tests (starting one takes seconds), and lengths read in this process."""
+    stays = SimpleNamespace(
+        **{name: getattr(shared_nursery, name) for name in ("fork", "is_alive")}, close=lambda: None
+    )
+    monkeypatch.setattr(infer, "Nursery", lambda: stays)
+    monkeypatch.setattr(videos, "durations", durations_here)
+
+
+def durations_here(paths, timeout):
+    for path in paths:
+        try:
+            yield probe(path).duration
+        except VideoError as error:
+            yield error
+
+
+@pytest.fixture
+def namer(trained, monkeypatch):
+    monkeypatch.setattr(infer, "load_captioner", lambda args: Namer(trained))
+
+
+def run(results: Path, *arguments: object) -> tuple[int, dict]:
+    code = infer.main(["--results", str(results), "--workers", "1", *map(str, arguments)])
+    return code, json.loads((results / "inference" / "results.json").read_text())
+
+
+def test_a_checkpoint_captions_videos_as_its_own_caption_method_does(trained, tmp_path):
+    from qformer import VideoCaptioner
+
+    paths = [write_video(tmp_path / "in" / f"{colour}.webm", colour) for colour in ("red", "blue", "green")]
+    code, results = run(
+        tmp_path, "--checkpoint", trained / "checkpoint.pt", "--video", tmp_path / "in", "--batch-size", 2
+    )
+    captioner = VideoCaptioner.from_checkpoint(trained / "checkpoint.pt")
+    assert code == 0
+    said = {row["source"]: row["prediction"] for row in results["predictions"]}
+    assert said == dict(zip(map(str, paths), captioner.caption(paths), strict=True))
+    assert results["encoder"] == str(trained / "encoder")
+
+
+def test_models_that_moved_are_named_on_the_command_line(trained, tmp_path):
+    moved = Path(shutil.copytree(trained, tmp_path / "moved"))
+    saved = checkpoint.read(moved / "checkpoint.pt")
+    saved.config["llm"] = saved.config["features"]["encoder"] = str(tmp_path / "gone")
+    checkpoint.write(moved / "checkpoint.pt", saved)
+    video = write_video(tmp_path / "red.webm", "red")
+    with pytest.raises(UserError, match="gone"):
+        run(tmp_path, "--checkpoint", moved / "checkpoint.pt", "--video", video)
+    here = ["--llm", moved / "lm", "--encoder", moved / "encoder"]
+    code, results = run(tmp_path, "--checkpoint", moved / "checkpoint.pt", "--video", video, *here)
+    assert code == 0
+    assert (results["llm"], results["encoder"]) == (str(moved / "lm"), str(moved / "encoder"))
+
+
+def test_videos_that_cannot_be_decoded_are_named_with_a_reason_and_the_run_goes_on(namer, tmp_path, capsys):
+    good = write_video(tmp_path / "in" / "good.webm", "red")
+    bad = {"empty": b"", "text": b"not a video\n", "noise": np.random.default_rng(0).bytes(4000)}
+    bad["cut"] = good.read_bytes()[:400]
+    for name, content in bad.items():
+        (tmp_path / "in" / f"{name}.mp4").write_bytes(content)
+    code, results = run(tmp_path, "--video", tmp_path / "in")
+    assert code == 0
+    assert (results["clips"], results["failed"]) == (5, 4)
+    rows = {row["id"]: row for row in results["predictions"]}
+    assert rows["good"]["prediction"] == "showing red"
+    assert rows["good"]["error"] is None
+    for name in bad:
+        assert rows[name]["error"]
+        assert rows[name]["prediction"] is None and rows[name]["video"] is None
+        assert not (tmp_path / "inference" / f"{name}.mp4").exists()
+    assert rows["empty"]["error"] == "the file is empty"
+    printed = capsys.readouterr().out
+    assert "empty: failed: the file is empty" in printed
+    assert "1 of 5 videos captioned" in printed
+
+
+def test_the_exit_code_is_1_when_no_video_could_be_captioned(namer, tmp_path):
+    (tmp_path / "a.mp4").write_text("text")
+    code, results = run(tmp_path, "--video", tmp_path / "a.mp4")
+    assert (code, results["failed"]) == (1, 1)
+    assert (tmp_path / "inference" / "index.html").is_file()
+
+
+def test_copies_are_whole_and_the_page_plays_them(namer, tmp_path):
+    one = write_video(tmp_path / "one" / 'a "b" #1?<i>.webm', "red")
+    other = write_video(tmp_path / "two" / 'a "b" #1?<i>.webm', "blue")
+    _, results = run(tmp_path, "--video", one, other)
+    copies = [row["video"] for row in results["predictions"]]
+    assert copies == ["a__b___1__i_.webm", "a__b___1__i_-2.webm"]
+    assert [(tmp_path / "inference" / name).read_bytes() for name in copies] == [one.read_bytes(), other.read_bytes()]
+    assert [row["prediction"] for row in results["predictions"]] == ["showing red", "showing blue"]
+    page = (tmp_path / "inference" / "index.html").read_text()
+    assert all(name in page for name in copies)
+    assert "<i>.webm" not in page
+
+
+def test_a_gif_of_each_clip_shows_it_under_a_megabyte(namer, tmp_path):
+    from PIL import Image
+
+    video = write_video(tmp_path / "red.webm", "red", seconds=2)
+    run(tmp_path, "--video", video, "--gif")
+    path = tmp_path / "inference" / "red.gif"
+    with Image.open(path) as picture:
+        picture.seek(0)
+        duration = 0
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            duration += picture.info["duration"]
+        assert 1900 <= duration <= 2100  # milliseconds
+        red, green, blue = np.asarray(picture.convert("RGB"))[20, 160]
+        assert red > 150 > 80 > max(green, blue)
+    assert path.stat().st_size <= 1_000_000
+
+
+# ---- long videos ----
+
+
+def test_two_clips_in_a_row_give_two_captions_at_the_right_times(namer, tmp_path):
+    video = write_video(tmp_path / "both.webm", "red blue", seconds=3)
+    code, results = run(tmp_path, "--video", video, "--window", 1, "--batch-size", 4)
+    folder = tmp_path / "inference"
+    assert code == 0
+    expected = [
+        {"start": 0.0, "end": 3.0, "caption": "showing red"},
+        {"start": 3.0, "end": 6.0, "caption": "showing blue"},
+    ]
+    assert results["predictions"][0]["segments"] == expected
+    assert results["predictions"][0]["prediction"] is None
+    assert (folder / "both.srt").read_text() == (
+        "1\n00:00:00,000 --> 00:00:03,000\nshowing red\n\n2\n00:00:03,000 --> 00:00:06,000\nshowing blue\n"
+    )
+    assert (folder / "both.vtt").read_text() == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:03.000\nshowing red\n\n00:00:03.000 --> 00:00:06.000\nshowing blue\n"
+    )
+    timeline = json.loads((folder / "both.json").read_text())
+    assert timeline["segments"] == expected
+    assert [window["caption"] for window in timeline["windows"]] == ["showing red"] * 3 + ["showing blue"] * 3
+    assert "both.vtt" in (folder / "index.html").read_text()
+
+
+def test_overlapping_windows_change_caption_within_half_a_stride_of_the_cut(namer, tmp_path):
+    video = write_video(tmp_path / "three.webm", "red green blue", seconds=2)
+    _, results = run(tmp_path, "--video", video, "--window", 1, "--stride", 0.5)
+    parts = results["predictions"][0]["segments"]
+    named = [part for part in parts if part["end"] - part["start"] > 0.5]  # a window across a cut may say anything
+    assert [part["caption"] for part in named] == ["showing red", "showing green", "showing blue"]
+    for part, (start, end) in zip(named, [(0, 2), (2, 4), (4, 6)], strict=True):
+        assert abs(part["start"] - start) <= 0.25 and abs(part["end"] - end) <= 0.25
+    assert all(one["end"] == other["start"] for one, other in zip(parts, parts[1:], strict=False))
+
+
+def test_one_caption_throughout_is_the_videos_caption(namer, tmp_path):
+    video = write_video(tmp_path / "one.webm", "green", seconds=3)
+    _, results = run(tmp_path, "--video", video, "--window", 1)
+    assert results["predictions"][0]["prediction"] == "showing green"
+
+
+def test_a_long_video_that_is_damaged_is_named_beside_one_that_is_not(namer, tmp_path):
+    write_video(tmp_path / "in" / "good.webm", "red", seconds=2)
+    (tmp_path / "in" / "bad.webm").write_bytes(b"x" * 1000)
+    code, results = run(tmp_path, "--video", tmp_path / "in", "--window", 1)
+    assert code == 0
+    bad, good = results["predictions"]
+    assert bad["error"] and good["prediction"] == "showing red"
+    assert not (tmp_path / "inference" / "bad.srt").exists()
+
+
+def test_lengths_are_read_in_a_process_that_may_crash_or_hang(tmp_path, monkeypatch):
+    good = write_video(tmp_path / "good.webm", "red", seconds=2)
+    pipe = tmp_path / "pipe.webm"
+    os.mkfifo(pipe)  # opening it for reading hangs: nobody writes
+    (tmp_path / "text.webm").write_text("text")
+    first, hung, text, last = DURATIONS([good, pipe, tmp_path / "text.webm", good], timeout=6.0)
+    assert first == last == pytest.approx(2.0, abs=0.01)
+    assert "within 6 s" in str(hung)
+    assert "does not open as a video" in str(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--stride", "1"], "--window"),
+        (["--window", "1", "--stride", "2"], "longer than --window"),
+        (["--window", "0"], "--window"),
+        (["--window", "nan"], "--window"),
+        (["--window", "1", "--gif"], "--gif"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(arguments, named):
+    with pytest.raises(UserError, match=named):
+        infer.parse(arguments)
+
+
+# ---- which videos ----
+
+
+@pytest.fixture
+def dataset_folder(tmp_path) -> Path:
+    data = tmp_path / "data"
+    (data / "labels").mkdir(parents=True)
+    (data / "labels" / "test.json").write_text(json.dumps([{"id": str(i)} for i in range(1, 9)]))
+    (data / "labels" / "labels.json").write_text(json.dumps(TEMPLATES))
+    answers = [f"{i};Moving something {'up' if i % 2 else 'down'}" for i in range(1, 9)]
+    (data / "labels" / "test-answers.csv").write_text("\n".join(answers) + "\n")
+    one = write_video(data / "20bn-something-something-v2" / "1.webm", "red")
+    for i in range(2, 9):
+        shutil.copy(one, one.with_name(f"{i}.webm"))
+    return data
+
+
+def test_test_clips_are_drawn_by_the_seed_and_shown_with_their_answers(namer, dataset_folder, tmp_path):
+    drawn = {}
+    for seed in (0, 0, 1):
+        _, results = run(tmp_path, "--data", dataset_folder, "--num-samples", 3, "--seed", seed)
+        rows = results["predictions"]
+        ids = [row["id"] for row in rows]
+        assert drawn.setdefault(seed, ids) == ids
+        assert [row["references"] for row in rows] == [
+            [f"Moving something {'up' if int(i) % 2 else 'down'}"] for i in ids
+        ]
+        assert [row["video"] for row in rows] == [f"{i}.webm" for i in ids]
+    assert drawn[0] != drawn[1]
+    more = [clip.id for clip in infer.choose_test_clips(dataset_folder, 5, 0)]
+    assert more[:3] == drawn[0]
+    assert len(infer.choose_test_clips(dataset_folder, 100, 0)) == 8
+
+
+def test_test_clips_without_answers_are_captioned(namer, dataset_folder, tmp_path):
+    (dataset_folder / "labels" / "test-answers.csv").unlink()
+    code, results = run(tmp_path, "--data", dataset_folder, "--num-samples", 2)
+    assert code == 0
+    assert [row["references"] for row in results["predictions"]] == [[], []]
+
+
+def test_a_test_clip_without_a_video_is_reported_and_a_dataset_without_any_refused(namer, dataset_folder, tmp_path):
+    folder = dataset_folder / "20bn-something-something-v2"
+    (folder / "3.webm").unlink()
+    _, results = run(tmp_path, "--data", dataset_folder, "--num-samples", 8)
+    assert [row["id"] for row in results["predictions"] if row["error"]] == ["3"]
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="no video"):
+        infer.choose_test_clips(dataset_folder, 8, 0)
+
+
+def test_captions_are_judged_by_their_answers_template(dataset_folder):
+    said = {"1": "moving a cup up", "2": "moving a cup up", "3": "Moving something up"}
+    clips = [infer.Clip(i, Path(f"{i}.webm"), references=["Moving something up"], captions=[said[i]]) for i in said]
+    clips[1].references = ["Moving something down"]
+    judged = infer.judge(clips, dataset_folder)
+    assert {i: row["outcome"] for i, row in judged.items()} == {"1": "template", "2": "wrong", "3": "exact"}
+
+
+def test_folders_give_their_videos_once_and_in_order_without_earlier_copies(tmp_path):
+    for name in ("b.webm", "a.MP4", "deep/c.mov", ".hidden.webm", "notes.txt", "results/inference/copy.webm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    copies = tmp_path / "results" / "inference"
+    found = videos.find([tmp_path / "notes.txt", tmp_path, tmp_path / "b.webm"], copies)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["notes.txt", "a.MP4", "b.webm", "deep/c.mov"]
+    assert videos.find([copies], copies) == [copies / "copy.webm"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("gone.mp4", "no such file"), ("empty", "no video in this folder")])
+def test_paths_that_hold_no_video_are_refused(tmp_path, name, reason):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / name}") + ".*" + reason):
+        videos.find([tmp_path / name], tmp_path / "out")
+
+
+def test_names_of_copies_never_meet_and_never_leave_their_folder(tmp_path):
+    out = tmp_path / "inference"
+    names = [
+        "x/a.webm",
+        "y/a.mp4",
+        "z/A.mov",
+        "x/results.mp4",
+        "..",
+        "x/.webm",
+        "x/é ü.webm",
+        "x/" + "ж" * 200 + ".mkv",
+    ]
+    names += ["x/film.json", "inference/a-2.webm"]
+    given = videos.copy_names([tmp_path / name for name in names], out)
+    assert given[:4] == ["a.webm", "a-3.mp4", "A-4.mov", "results-2.mp4"]
+    assert given[6] == "é_ü.webm"
+    assert given[-2:] == ["film.video", "a-2.webm"]  # no file of ours is called .video; one in the folder stays
+    assert all(re.fullmatch(r"[\w][\w.-]*", name) and len(name.encode()) < 140 for name in given)
+    assert len({Path(name).stem.casefold() for name in given}) == len(given)
+
+
+def test_a_video_in_the_results_folder_is_not_written_over(namer, tmp_path):
+    mine = write_video(tmp_path / "inference" / "a.webm", "blue")
+    before = mine.read_bytes()
+    other = write_video(tmp_path / "in" / "a.webm", "red")
+    _, results = run(tmp_path, "--video", other, mine)
+    assert [row["video"] for row in results["predictions"]] == ["a-2.webm", "a.webm"]
+    assert mine.read_bytes() == before
