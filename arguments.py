@@ -1,7 +1,24 @@
-"""Numbers on the command line that are checked where they are read."""
+"""The command line, and numbers on it that are checked where they are read."""
 
 import argparse
 import math
+import os
+from typing import NoReturn
+
+from files import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are told once, however many processes torchrun has started with it."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and message, exit code 2; under torchrun a UserError, of which one process tells."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{message}; see python {self.prog} --help")
+        super().error(message)
 
 
 def count(text: str) -> int:

@@ -3,32 +3,53 @@
 Without torchrun there is one rank, and nothing here waits for anything.
 """
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
+import files
 from files import UserError
 
 PATIENCE = timedelta(minutes=30)  # longer than any rank works alone (scoring with METEOR)
+HEARING = timedelta(seconds=5)  # for asking whether another rank has told the user of an error
+
+_started = 0
+
+
+class Lost(UserError):
+    """Another rank has ended: nothing can be done together any more."""
 
 
 class Ranks:
     """This process among those that torchrun started."""
 
     def __init__(self) -> None:
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.world, self.rank = _world(), int(os.environ.get("RANK", "0"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             if local >= (gpus := torch.cuda.device_count()):
-                raise UserError(f"rank {self.rank} has no GPU of its own: give torchrun --nproc-per-node {gpus}")
+                raise UserError(f"there are more processes than GPUs: give torchrun --nproc-per-node {gpus}")
             torch.cuda.set_device(self.device)
         if self.world > 1:
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=PATIENCE)
+            self._join()
+
+    def _join(self) -> None:
+        global _started
+        _started += 1  # a process may start more than once, and must not read the addresses of its first group
+        store = distributed.PrefixStore(f"start {_started}", _store(PATIENCE))
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        with self.together():
+            distributed.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=PATIENCE
+            )
 
     @property
     def is_main(self) -> bool:
@@ -52,10 +73,36 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on every rank."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def agree(self, value: Any, what: str) -> None:
+        """Make sure that all ranks have the same. Raises: UserError, on all of them, where they have not."""
+        if any(other != value for other in self.gather(value)):
+            raise UserError(
+                f"the processes do not have the same {what}: every machine needs the same --data and --checkpoint, "
+                "and nothing may be written there while they start"
+            )
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.world > 1:
             distributed.barrier()
+
+    @contextlib.contextmanager
+    def together(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Around work with the other ranks. Raises: Lost where one has ended, unless `check` knows why, and raises."""
+        try:
+            yield
+        except RuntimeError as error:
+            # gloo has no exception of its own: its errors begin with a place in its source.
+            if self.world == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                raise
+            check()
+            raise Lost("another process of this run has ended; without it the others cannot go on") from None
 
     def close(self) -> None:
         """Leave the group; a rank that fails does not call this, so that the others learn of it."""
@@ -66,3 +113,40 @@ class Ranks:
 def start() -> Ranks:
     """Join the processes that torchrun started, if it did. Raises: UserError where there are more ranks than GPUs."""
     return Ranks()
+
+
+def run(main: Callable[[], Any]) -> None:
+    """files.run for a script that torchrun may start many times: what all ranks have to complain of is told once."""
+    files.run(main, tell=_tell_once)
+
+
+def _tell_once(line: str, error: BaseException) -> None:
+    if _world() == 1:
+        files.tell(line, error)
+        return
+    # No rank may end before the line is printed: torchrun ends all the others as soon as one has ended.
+    key = hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()
+    try:
+        store = _store(HEARING)
+        if isinstance(error, Lost) and store.check(["an error was told"]):
+            return
+        if store.add(f"{key} begun", 1) > 1:
+            store.wait([f"{key} told"], HEARING)
+            return
+    except RuntimeError:  # the store has gone with the process that held it, or the other rank was too slow
+        store = None
+    files.tell(line, error)
+    if store is not None:
+        with contextlib.suppress(RuntimeError):
+            store.set("an error was told", "")
+            store.set(f"{key} told", "")
+
+
+def _store(patience: timedelta) -> distributed.Store:
+    """The place where ranks leave word for each other, which torchrun keeps."""
+    store, _, _ = next(rendezvous("env://", timeout=patience))
+    return store
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

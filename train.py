@@ -1,7 +1,9 @@
 """Fit the Q-Former between cached V-JEPA 2 features and a frozen language model (BLIP-2, second stage)."""
 
 import argparse
+import hashlib
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +37,28 @@ def main(argv: list[str] | None = None) -> int:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
     group = ranks.start()
-    trainer = Trainer(args, group)
+    with group.together():
+        trainer = Trainer(args, group)
     try:
-        trainer.evaluate() if args.eval_only else trainer.train()
-    except Interrupted as signal:
-        if not args.eval_only:
+        with group.together(trainer.interrupts.check):
+            trainer.evaluate() if args.eval_only else trainer.train()
+    except (Interrupted, ranks.Lost) as stop:
+        if args.eval_only:
+            said = "nothing was written"
+        else:
             trainer.save()
-        group.say(f"{signal}: saved {args.checkpoint}; the same command goes on from there")
-        return signal.code
+            said = f"saved {args.checkpoint}; the same command goes on from there"
+        if isinstance(stop, ranks.Lost):
+            raise
+        group.say(f"{stop}: {said}")
+        return stop.code
     group.close()
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the defaults are the published recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--llm", default="Qwen/Qwen2-1.5B", help="the frozen language model: a hub name or a local folder")
@@ -98,17 +107,19 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if saved is not None:
             self._resume(saved)
+        group.agree(self._fingerprint(), "training clips and weights")
         self.model: nn.Module = self.captioner
         if group.world > 1:  # every rank has built the same weights: nothing to send, least of all the frozen model
             self.model = DistributedDataParallel(self.captioner, init_sync=False, broadcast_buffers=False)
+        self.interrupts = Interrupts()
         self.validation = SplitReader(
             self.captioner,
             self.records["validation"],
             self.layout.feature_folder("validation"),
             args.eval_batch_size,
             group,
+            self.interrupts.check,
         )
-        self.interrupts = Interrupts()
 
     def _records(self, split: str) -> list[dataset.Record]:
         records = [
@@ -189,6 +200,15 @@ class Trainer:
             self.ranks.say(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
         self.ranks.say(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
 
+    def _fingerprint(self) -> list[Any]:
+        """Values that differ where ranks would train on other clips, or from another state."""
+        clips = [
+            hashlib.sha256(" ".join(r["id"] for r in self.records[split]).encode()).hexdigest()
+            for split in self.records
+        ]
+        weights = [parameter.detach().double().sum().item() for parameter in self.captioner.qformer.parameters()]
+        return [*clips, *weights, self.epoch, self.step]
+
     def train(self) -> None:
         """All epochs that are not done yet."""
         self._say_plan()
@@ -261,7 +281,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for number, batch in enumerate(step.batches, start=1):
-            self.interrupts.check()
+            if self.ranks.world == 1:  # many ranks stop together, at the end of a step
+                self.interrupts.check()
             clips, counts = self._share(batch)
             _, packed = next(loader)
             features = unpack_for(self.captioner, packed, self.layout.feature_folder("train"))
@@ -276,10 +297,14 @@ class Trainer:
             total += loss.detach().double() / self.ranks.world
         return self._summed(total)
 
-    def _summed(self, value: Tensor) -> float:
-        if self.ranks.world > 1:
-            torch.distributed.all_reduce(value)
-        return value.item()
+    def _summed(self, loss: Tensor) -> float:
+        """The loss of all ranks' parts. Raises: Interrupted, on all of them, where one was asked to stop."""
+        asked = torch.full_like(loss, self.interrupts.received or 0)
+        loss, asked = self.ranks.sum(torch.stack([loss, asked])).tolist()
+        if asked and self.ranks.world > 1:
+            self.interrupts.received = self.interrupts.received or signal.SIGTERM
+            self.interrupts.check()
+        return loss
 
     def _finish_epoch(self) -> None:
         """Validate, and count the epoch as done."""
@@ -364,4 +389,4 @@ def loss_line(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    ranks.run(main)
