@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = layout.feature_folder(args.split)
     reader = SplitReader(captioner, records, folder, args.batch_size, group, interrupts.check)
     try:
-        with group.together(interrupts.check):
+        with ranks.together(interrupts.check):
             group.agree([record["id"] for record in records], f"{args.split} clips")
             result = evaluate(args, reader, layout)
     except Interrupted as signal:

@@ -46,10 +46,7 @@ class Ranks:
         _started += 1  # a process may start more than once, and must not read the addresses of its first group
         store = distributed.PrefixStore(f"start {_started}", _store(PATIENCE))
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        with self.together():
-            distributed.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.world, timeout=PATIENCE
-            )
+        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -92,18 +89,6 @@ class Ranks:
         if self.world > 1:
             distributed.barrier()
 
-    @contextlib.contextmanager
-    def together(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Around work with the other ranks. Raises: Lost where one has ended, unless `check` knows why, and raises."""
-        try:
-            yield
-        except RuntimeError as error:
-            # gloo has no exception of its own: its errors begin with a place in its source.
-            if self.world == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
-                raise
-            check()
-            raise Lost("another process of this run has ended; without it the others cannot go on") from None
-
     def close(self) -> None:
         """Leave the group; a rank that fails does not call this, so that the others learn of it."""
         if self.world > 1:
@@ -115,9 +100,27 @@ def start() -> Ranks:
     return Ranks()
 
 
+@contextlib.contextmanager
+def together(check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Around work with the other ranks. Raises: Lost where one has ended, unless `check` knows why, and raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no exception of its own: its errors begin with a place in its source.
+        if _world() == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        check()
+        raise Lost("another process of this run has ended; without it the others cannot go on") from None
+
+
 def run(main: Callable[[], Any]) -> None:
     """files.run for a script that torchrun may start many times: what all ranks have to complain of is told once."""
-    files.run(main, tell=_tell_once)
+
+    def main_together() -> Any:
+        with together():
+            return main()
+
+    files.run(main_together, tell=_tell_once)
 
 
 def _tell_once(line: str, error: BaseException) -> None:

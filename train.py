@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import math
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
     group = ranks.start()
-    with group.together():
-        trainer = Trainer(args, group)
+    trainer = Trainer(args, group)
     try:
-        with group.together(trainer.interrupts.check):
+        with ranks.together(trainer.interrupts.check):
             trainer.evaluate() if args.eval_only else trainer.train()
     except (Interrupted, ranks.Lost) as stop:
         if args.eval_only:
@@ -110,7 +110,10 @@ class Trainer:
         group.agree(self._fingerprint(), "training clips and weights")
         self.model: nn.Module = self.captioner
         if group.world > 1:  # every rank has built the same weights: nothing to send, least of all the frozen model
-            self.model = DistributedDataParallel(self.captioner, init_sync=False, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # what torch would have instead of broadcast_buffers still sends the buffers once
+                warnings.simplefilter("ignore", FutureWarning)
+                self.model = DistributedDataParallel(self.captioner, init_sync=False, broadcast_buffers=False)
         self.interrupts = Interrupts()
         self.validation = SplitReader(
             self.captioner,
