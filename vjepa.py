@@ -289,7 +289,7 @@ class VideoEncoder:
         self.tokens, self.dim = self.grid[0] * side * side, config.hidden_size
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
         self.weights = _fingerprint(self.model)
-        self._batch = 0  # the one batch size that the compiled encoder takes
+        self._batch = 0  # smaller batches are filled up to this one
         self._forward = self._normalize_and_encode
 
     @classmethod
@@ -333,7 +333,7 @@ class VideoEncoder:
         """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D) on the encoder's device."""
         count = len(clips)
         clips = clips.to(self.device, non_blocking=True)
-        if count < self._batch:  # the compiled encoder knows one shape
+        if count < self._batch:
             clips = torch.cat([clips, clips[-1:].expand(self._batch - count, *clips.shape[1:])])
         return self._forward(clips)[:count]
 
@@ -346,12 +346,16 @@ class VideoEncoder:
     def prepare(self, batch: int | None) -> int:
         """Make ready for many batches of one size: compile on a GPU, where None means one that fills the card."""
         if self.device.type != "cuda":
-            return batch or 8
+            batch = batch or 8
+            # With few rows a matrix product's rounding depends on how many there are. Filled up, a clip's features do
+            # not depend on which clips it meets, in a resumed run say; with many tokens the time would be felt.
+            self._batch = batch if self.tokens < 1024 else 0
+            return batch
         batch = batch or self._largest_batch()
         eager = self._forward
         try:
             self._forward = torch.compile(eager, dynamic=False)
-            self._batch = batch
+            self._batch = batch  # the compiled encoder knows one shape
             self.encode(torch.zeros(batch, self.frames, 3, self.transform.size, self.transform.size, dtype=torch.uint8))
         except Exception:  # a machine without a C compiler: slower, the same features
             self._forward, self._batch = eager, 0
@@ -371,7 +375,9 @@ class VideoEncoder:
 def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transform]:
     """The model, and the transform that its files describe."""
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one line for each file of weights, however small
     try:
         config = AutoConfig.from_pretrained(name)
         described = _described_transform(name, config)
@@ -392,6 +398,8 @@ def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transfo
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"the encoder {name!r} does not load ({reason}); give a hub name or a local folder") from None
+    finally:
+        logging.enable_progress_bar()
     return model, described
 
 
