@@ -69,12 +69,12 @@ class CacheConfig:
         return config
 
     def differences(self, other: "CacheConfig") -> list[str]:
-        """The fields in which two caches differ, as "name: mine, theirs"; the same weights may have two names."""
+        """The fields in which two caches differ, as "dim 32, not 64"; the same weights may have two names."""
         skip = {"encoder"} if self.weights and self.weights == other.weights else set()
         if not (self.weights and other.weights):
             skip.add("weights")
         mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: {mine[key]}, {theirs[key]}" for key in mine if key not in skip and mine[key] != theirs[key]]
+        return [f"{key} {mine[key]}, not {theirs[key]}" for key in mine if key not in skip and mine[key] != theirs[key]]
 
 
 def read_config(features: Path | str) -> CacheConfig | None:
@@ -89,10 +89,10 @@ def read_config(features: Path | str) -> CacheConfig | None:
         raise UserError(f"the feature cache: {path} is damaged; delete {features} and preprocess again") from None
 
 
-def claim_config(features: Path | str, config: CacheConfig) -> None:
-    """Write config.json, or agree with the one that is there.
+def check_config(features: Path | str, config: CacheConfig) -> bool:
+    """Whether config.json is there already, and says the same.
 
-    Raises: UserError where another configuration, or an unknown one, made what is already in the folder.
+    Raises: UserError where another configuration, or an unknown one, made what is in the folder.
     """
     features = Path(features)
     there = read_config(features)
@@ -100,17 +100,23 @@ def claim_config(features: Path | str, config: CacheConfig) -> None:
         unknown = next(features.glob("*/*.pt"), None)
         if unknown is not None:
             raise UserError(
-                f"{unknown} was made by nobody knows what: there is no {features / 'config.json'}; "
-                "move the old features away, or give another --data"
+                f"nothing says what made {unknown}: there is no {features / 'config.json'}; move the old features "
+                "away, or give another --data"
             )
-        files.write_json(features / "config.json", config.to_dict())
-        there = read_config(features)  # two runs may have started at once: the last one to write is right
-    differences = there.differences(config)
-    if differences:
+        return False
+    if differences := there.differences(config):
         raise UserError(
-            f"{features} holds features of another kind ({'; '.join(differences)} now); "
-            "preprocess with the same flags as before, or move the old features away"
+            f"{features} holds features of another kind ({'; '.join(differences)}); preprocess with the same encoder "
+            "and flags as before, or move the old features away"
         )
+    return True
+
+
+def claim_config(features: Path | str, config: CacheConfig) -> None:
+    """Write config.json where there is none. Raises: UserError as `check_config`."""
+    if not check_config(features, config):
+        files.write_json(Path(features) / "config.json", config.to_dict())
+        check_config(features, config)  # two runs may have started at once: the last one to write is right
 
 
 class Packed(NamedTuple):

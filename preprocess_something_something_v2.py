@@ -122,6 +122,7 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
 
     Raises: UserError where there is no video at all, the cache is another one, or the disk cannot hold the features.
     """
+    cache.check_config(layout.features, config)
     clips, missing, cached = [], {}, 0
     for split, ids in splits.items():
         folder = layout.feature_folder(split)
