@@ -82,7 +82,7 @@ def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
     files.write_text(labels / "test-answers.csv", "".join(f"{i};{c.caption}\n" for i, c in splits["test"].items()))
     files.write_json(labels / "labels.json", {template: str(i) for i, template in enumerate(sorted(ACTIONS))})
     files.write_json(labels / "opposites.json", OPPOSITES | {b: a for a, b in OPPOSITES.items()})
-    said = {i: [text.lower() for text in paraphrases(clip)] for i, clip in splits["train"].items()}
+    said = {i: paraphrases(clip) for i, clip in splits["train"].items()}
     files.write_json(data / "ssv2_paraphrase.json", said)
 
 

@@ -8,7 +8,7 @@ frame does not name the action.
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, permutations
 
 import numpy as np
@@ -23,7 +23,8 @@ COLOURS = {
     "purple": (140, 45, 165),
     "black": (30, 30, 35),
 }
-SHAPES = ("ball", "box", "cone", "cup")
+MARKS = {"ball": (250, 250, 250), "box": (255, 140, 20), "cone": (255, 150, 200), "cup": (60, 215, 225)}
+SHAPES = tuple(MARKS)
 WALLS = ((214, 208, 198), (196, 206, 212), (205, 214, 200), (222, 214, 214), (188, 190, 200))
 SKINS = ((236, 188, 150), (198, 140, 100), (150, 98, 66), (110, 70, 48))
 
@@ -79,8 +80,9 @@ OPPOSITES = {
     "Moving [something] closer to [something]": "Moving [something] away from [something]",
     "Approaching [something] with your camera": "Moving away from [something] with your camera",
 }
-# No two begin alike, and each clip gets a few: of all captions of an action, the label is the most frequent.
-PARAPHRASES = (
+# Other ways to say it. Each clip gets some of each kind, so that of all that is said of an action the label is the
+# most likely, word by word: what a greedy decoder ends up with.
+SENTENCES = (
     "someone {does}",
     "{a} is {done}",
     "the {first} is being {done}",
@@ -100,6 +102,8 @@ PARAPHRASES = (
     "look at {a} being {done}",
     "for a moment {a} is {done}",
 )
+ENDINGS = ("once", "in this clip", "on the screen", "as we watch", "before a plain wall", "during this video", "for us")
+ARTICLES = ("a", "the", "one", "some")
 Thing = tuple[str, str]  # (colour, shape)
 
 
@@ -123,12 +127,19 @@ class Clip:
         return "".join(part + filler for part, filler in zip(parts, self.placeholders + [""], strict=True))
 
 
-def paraphrases(clip: Clip, number: int = 7) -> list[str]:
-    """`number` other ways to say a clip's caption, drawn by its seed."""
-    names = dict(zip("ab", (f"a {name}" for name in clip.placeholders), strict=False))
-    forms = dict(zip(("doing", "does", "done"), (f.format(**names) for f in ACTIONS[clip.template]), strict=True))
-    chosen = random.Random(f"paraphrases {clip.seed}").sample(PARAPHRASES, number)
-    return [text.format(first=clip.placeholders[0], **names, **forms) for text in chosen]
+def paraphrases(clip: Clip) -> list[str]:
+    """Seven other ways to say a clip's caption, drawn by its seed."""
+    rng = random.Random(f"paraphrases {clip.seed}")
+
+    def named(article: str) -> dict[str, str]:
+        return dict(zip("ab", (f"{article} {name}" for name in clip.placeholders), strict=False))
+
+    forms = dict(zip(("doing", "does", "done"), (f.format(**named("a")) for f in ACTIONS[clip.template]), strict=True))
+    said = [f"{clip.caption.lower()} {ending}" for ending in rng.sample(ENDINGS, 2)]
+    said.append(ACTIONS[clip.template][0].format(**named(rng.choice(ARTICLES))))
+    for text in rng.sample(SENTENCES, 4):
+        said.append(text.format(first=clip.placeholders[0], **named("a"), **forms))
+    return said
 
 
 # --- what a clip shows ---------------------------------------------------------------------------------------------
@@ -148,7 +159,9 @@ def stage(clip: Clip) -> Callable[[float], tuple]:
         x = min(max((time - start) / (end - start), 0), 1)
         return x if power == 1 else x * x * (3 - 2 * x)
 
-    forwards = clip.template not in OPPOSITES.values()  # the others are the same motion backwards
+    if clip.template in OPPOSITES.values():  # the opposite's motion backwards
+        forwards = stage(replace(clip, template=next(a for a, b in OPPOSITES.items() if b == clip.template)))
+        return lambda time: forwards(1 - time)
     radius, zoom, held = between(0.155, 0.19), between(0.85, 1.15), rng.random() < 0.5
     x, y = between(-0.22, 0.22), between(-0.12, 0.12)
     a = clip.things[0]
@@ -161,7 +174,7 @@ def stage(clip: Clip) -> Callable[[float], tuple]:
     def grip(x: float, y: float, radius: float) -> tuple | None:
         return (x, y - radius) if held else None
 
-    if clip.template in ("Moving [something] up", "Moving [something] down"):
+    if clip.template == "Moving [something] up":
         half, drift = between(0.13, 0.22), between(-0.05, 0.05)
         way = path((x - drift, y + half), (x + drift, y - half))
     elif clip.template.startswith("Pushing"):
@@ -172,12 +185,12 @@ def stage(clip: Clip) -> Callable[[float], tuple]:
         small = between(0.7, 0.95)
 
         def scene(time: float) -> tuple:
-            u = pace(time) if forwards else 1 - pace(time)
+            u = pace(time)
             # Equal factors in equal times, as when a camera closes in at a steady pace for what it sees.
             return small * grown**u, [(a, x / 2, y / 2, radius)], None
 
         return scene
-    elif clip.template in ("Moving [something] closer to [something]", "Moving [something] away from [something]"):
+    elif clip.template == "Moving [something] closer to [something]":
         angle = math.radians(between(-30, 30))
         near, far = (radius + other) * between(0.95, 1.1), between(0.62, 0.8)
         dx, dy = side * math.cos(angle), math.sin(angle)
@@ -185,7 +198,7 @@ def stage(clip: Clip) -> Callable[[float], tuple]:
         way = path((mid[0] + dx * far, mid[1] + dy * far), (mid[0] + dx * near, mid[1] + dy * near))
 
         def scene(time: float) -> tuple:
-            ax, ay = way(pace(time) if forwards else 1 - pace(time))
+            ax, ay = way(pace(time))
             return zoom, [(b, *mid, other), (a, ax, ay, radius)], grip(ax, ay, radius)
 
         return scene
@@ -223,7 +236,7 @@ def stage(clip: Clip) -> Callable[[float], tuple]:
         return scene
 
     def scene(time: float) -> tuple:
-        ax, ay = way(pace(time) if forwards else 1 - pace(time))
+        ax, ay = way(pace(time))
         return zoom, [(a, ax, ay, radius)], grip(ax, ay, radius)
 
     return scene
@@ -260,21 +273,21 @@ def render_clip(clip: Clip, width: int = WIDTH, height: int = HEIGHT, frames: in
 
 
 def _draw_thing(draw: ImageDraw.ImageDraw, colour: tuple, shape: str, x: float, y: float, r: float) -> None:
-    """One thing with a mark of its own: at a few pixels, outlines alone are hard to tell apart."""
-    white = (250, 250, 250)
+    """One thing with a mark of its own: at a few pixels, outlines alone cannot be told apart."""
+    mark = MARKS[shape]
     if shape == "ball":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-        draw.ellipse((x - 0.45 * r, y - 0.45 * r, x + 0.45 * r, y + 0.45 * r), fill=white)
+        draw.ellipse((x - 0.45 * r, y - 0.45 * r, x + 0.45 * r, y + 0.45 * r), fill=mark)
     elif shape == "box":
         draw.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=colour)
-        draw.rectangle((x - 0.25 * r, y - 0.9 * r, x + 0.25 * r, y + 0.9 * r), fill=white)
+        draw.rectangle((x - 0.25 * r, y - 0.9 * r, x + 0.25 * r, y + 0.9 * r), fill=mark)
     elif shape == "cone":
         draw.polygon(((x, y - r), (x + r, y + 0.9 * r), (x - r, y + 0.9 * r)), fill=colour)
-        draw.rectangle((x - 0.95 * r, y + 0.45 * r, x + 0.95 * r, y + 0.9 * r), fill=white)
-    else:  # a cup: a handle on one side and a white rim
+        draw.rectangle((x - 0.95 * r, y + 0.45 * r, x + 0.95 * r, y + 0.9 * r), fill=mark)
+    else:  # a cup: a handle on one side and a rim
         draw.ellipse((x, y - 0.6 * r, x + 1.15 * r, y + 0.5 * r), outline=colour, width=max(round(0.25 * r), 1))
         draw.rectangle((x - 0.8 * r, y - 0.9 * r, x + 0.55 * r, y + 0.9 * r), fill=colour)
-        draw.rectangle((x - 0.8 * r, y - 0.9 * r, x + 0.55 * r, y - 0.45 * r), fill=white)
+        draw.rectangle((x - 0.8 * r, y - 0.9 * r, x + 0.55 * r, y - 0.45 * r), fill=mark)
 
 
 def choose_clips(counts: dict[str, int], seed: int) -> dict[str, dict[str, Clip]]:
