@@ -22,6 +22,7 @@ from files import UserError
 from sample_world import ACTIONS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
 
 FPS = 12
+MODELS = Path(__file__).parent / "sample"
 
 
 def write_video(path: Path | str, frames: np.ndarray, fps: int = FPS) -> None:
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     for split, clips in (("train", 1800), ("validation", 300), ("test", 300)):
         one.add_argument(f"--{split}", type=int, default=clips, help=f"clips in the {split} split")
     one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw and encode")
-    two.add_argument("--out", type=Path, default=Path("sample"), help="folder for the models: OUT/vjepa2, OUT/qwen2")
+    two.add_argument("--out", type=Path, default=MODELS, help="folder for the models: OUT/vjepa2, OUT/qwen2")
     two.add_argument("--only", choices=("vjepa2", "qwen2"), help="train one of the two")
     args = parser.parse_args(argv)
 
