@@ -59,6 +59,10 @@ class _Worker:
     jobs: deque[tuple[int, _Job]] = field(default_factory=deque)  # (slot, job), the first one being decoded
     since: float = 0.0  # when the first one was begun, or later
 
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
 
 class ClipDecoder:
     """Iterate over (key, frames) as clips are finished, in no fixed order.
@@ -91,7 +95,7 @@ class ClipDecoder:
         self.closing = threading.Event()
         self.workers: list[_Worker] = []
         self.again: deque[_Job] = deque()  # waited in a worker that died over another clip
-        self.nursery = nursery
+        self.nursery, self.own_nursery = nursery, nursery is None
         self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     def __enter__(self) -> "ClipDecoder":
@@ -125,7 +129,7 @@ class ClipDecoder:
         finally:
             for worker in self.workers:
                 self._stop(worker)
-            if self.nursery:
+            if self.nursery and self.own_nursery:
                 self.nursery.close()
             self._put(end)
 
@@ -142,8 +146,7 @@ class ClipDecoder:
             self._collect(busy.pop(pipe))
         for worker in busy.values():
             if worker.pid and time.monotonic() - worker.since > self.timeout + GRACE:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGKILL)  # the nursery tells its pipe: a later round collects it
+                worker.kill()  # the nursery tells its pipe: a later round collects it
         return bool(self.again) or any(worker.jobs for worker in self.workers)
 
     def _hand_out(self) -> None:
@@ -194,7 +197,7 @@ class ClipDecoder:
 
     def _replace(self, worker: _Worker, code: int | None) -> None:
         """A worker that ended over a clip: name the clip, keep what waited behind it, start another."""
-        self._stop(worker)
+        worker.pipe.close()
         _, job = worker.jobs.popleft()
         self.again.extend(waiting for _, waiting in worker.jobs)
         late = code == -signal.SIGALRM or time.monotonic() - worker.since > self.timeout + GRACE
@@ -204,7 +207,7 @@ class ClipDecoder:
 
     def _start(self) -> _Worker:
         if self.nursery is None or not self.nursery.is_alive():
-            self.nursery = Nursery()
+            self.nursery, self.own_nursery = Nursery(), True
         size = SLOTS * self.bytes
         with _anonymous_file(size) as file:
             ours, theirs = Pipe()
@@ -216,7 +219,9 @@ class ClipDecoder:
 
     @staticmethod
     def _stop(worker: _Worker) -> None:
-        worker.pipe.close()  # an idle worker ends with it; one in a clip, with the nursery or by its alarm
+        if worker.pid and worker.jobs:
+            worker.kill()
+        worker.pipe.close()  # an idle worker ends with it
 
 
 def _anonymous_file(size: int) -> Any:

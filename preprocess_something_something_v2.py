@@ -51,16 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     """Encode what is not cached yet. Raises: UserError at the end where clips have no video."""
     args = parse(argv)
     group = ranks.start()
-    nursery = Nursery()  # comes up while the encoder loads
-    try:
+    with contextlib.closing(Nursery()) as nursery:  # comes up while the encoder loads
         return preprocess(args, group, nursery)
-    finally:
-        nursery.close()
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the defaults are the published recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--splits", nargs="+", choices=dataset.SPLITS, default=["train", "validation"], help="what to encode")
@@ -338,4 +335,4 @@ def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    ranks.run(main)
