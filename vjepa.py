@@ -251,6 +251,8 @@ def _reason(error: Exception) -> str:
     line = re.sub(r"^\[[\d:]+\] \S+: |\[[^\]]*/[^\]]*\] ?|Error reading .*|\(0x[0-9a-f]+\)", "", line)
     if "st_nb" in line:
         return " (no video stream that this decoder knows)"
+    if line.startswith("Check failed"):  # of its own source's variables
+        return ""
     line = "".join(c for c in line if c.isprintable()).strip()[:100]
     return f" ({line})" if line else ""
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -17,14 +18,16 @@ def moving(count: int, width: int = 64, height: int = 48, seed: int = 0) -> np.n
     return np.stack([world[i % 8 : i % 8 + height, 2 * i % 16 : 2 * i % 16 + width] for i in range(count)])
 
 
-def write(path: Path, frames: np.ndarray, codec: str = "libvpx-vp9", fps: int = 12, **options: str) -> Path:
+def write(
+    path: Path, frames: np.ndarray, codec: str = "libvpx-vp9", fps: int = 12, pixels: str = "yuv420p", **options: str
+) -> Path:
     if codec == "libvpx-vp9":
         options = {"deadline": "realtime", "cpu-used": "8", "crf": "40", "b": "0"} | options
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
@@ -42,9 +45,23 @@ def write_audio(path: Path) -> Path:
     return path
 
 
-def decoded_by_ffmpeg(path: Path) -> np.ndarray:
+def decoded_by_ffmpeg(path: Path) -> list[np.ndarray]:
+    return list(_frames(path, lambda number: True))
+
+
+def count_by_ffmpeg(path: Path) -> int:
+    return len(list(_frames(path, lambda number: False)))
+
+
+def sampled_by_ffmpeg(path: Path, wanted: np.ndarray) -> np.ndarray:
+    frames = list(_frames(path, set(wanted.tolist()).__contains__))
+    return np.stack([frames[number] for number in wanted])
+
+
+def _frames(path: Path, wanted: Callable[[int], bool]) -> Iterator[np.ndarray | None]:
     with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        for number, frame in enumerate(container.decode(video=0)):
+            yield frame.to_ndarray(format="rgb24") if wanted(number) else None
 
 
 def real_videos() -> list[Path]:
