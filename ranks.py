@@ -17,7 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 import files
 from files import UserError
 
-PATIENCE = timedelta(minutes=30)  # longer than any rank works alone (scoring with METEOR)
+STARTING = timedelta(minutes=30)  # for all processes to come up
+PATIENCE = timedelta(days=1)  # longer than any rank works alone; one that dies is noticed at once, without a time limit
 HEARING = timedelta(seconds=5)  # for asking whether another rank has told the user of an error
 
 _started = 0
@@ -44,7 +45,7 @@ class Ranks:
     def _join(self) -> None:
         global _started
         _started += 1  # a process may start more than once, and must not read the addresses of its first group
-        store = distributed.PrefixStore(f"start {_started}", _store(PATIENCE))
+        store = distributed.PrefixStore(f"start {_started}", _store(STARTING))
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=PATIENCE)
 
