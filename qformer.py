@@ -23,6 +23,19 @@ from files import UserError
 SCORED_LOGITS = 64 * 2**20  # logits made at once when texts are scored: 256 MB in float32
 
 
+class SelfAttention(nn.MultiheadAttention):
+    """Self-attention of queries that all clips share until dropout makes them each clip's own: projected once."""
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """(B, Q, C), or (1, Q, C) while all clips have the same queries -> (B, Q, C), or the same in eval mode."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = projected.permute(2, 0, 3, 1, 4)  # each (1 or B, H, Q, C/H)
+        p = (q * self.head_dim**-0.5 @ k.mT).softmax(-1)  # (1 or B, H, Q, Q)
+        if self.training and self.dropout > 0:
+            p = F.dropout(p.expand(batch, -1, -1, -1), self.dropout)
+        return self.out_proj((p @ v).transpose(1, 2).flatten(2))
+
+
 class AbsorbedCrossAttention(nn.MultiheadAttention):
     """Cross-attention from queries to patch tokens that never projects the patch tokens.
 
@@ -66,7 +79,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int, dropout: float, mlp_dropout: float) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.self_attn = SelfAttention(dim, num_heads, dropout, batch_first=True)
         self.cross_attn = AbsorbedCrossAttention(dim, num_heads, dropout, batch_first=True)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.mlp = nn.Sequential(
@@ -79,7 +92,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None) -> Tensor:
         """(B, Q, C) or (1, Q, C) queries and (B, N, D) patch tokens to (B, Q, C)."""
-        x = self.norm1(x + self.self_attn(x, x, x, need_weights=False)[0])
+        x = self.norm1(x + self.self_attn(x, len(features)))
         x = self.norm2(x + self.cross_attn(x, features, projection, mask))
         return x + self.mlp(self.norm3(x))
 
@@ -122,8 +135,6 @@ class QFormer(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, D) patch tokens, and a bool mask (B, N) where lengths differ, to (B, Q, C) visual tokens."""
         x = self.query_tokens  # (1, Q, C)
-        if self.training and self.config["dropout"] > 0:
-            x = x.expand(len(features), -1, -1)  # dropout makes each clip's queries its own from the start
         for block in self.blocks:
             x = block(x, features, self.visual_proj, mask)  # (B, Q, C)
         return self.norm(x)
