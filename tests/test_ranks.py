@@ -1,0 +1,178 @@
+"""Many processes: the same results as one, every clip once, and an end with a reason when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import evaluate
+import processes
+import tiny
+import train
+from files import UserError
+from ranks import Ranks
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny.save_lm(tmp_path_factory.mktemp("models") / "lm")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """10 clips to train on in batches of 4, and 5 to validate: neither 2 nor 3 ranks divide them."""
+    return tiny.make_dataset(tmp_path_factory.mktemp("ranks") / "data")
+
+
+def flags(data, models, out, *more):
+    words = f"--data {data} --llm {models} --checkpoint {out}/checkpoint.pt --results {out}/results --num-queries 4"
+    words += " --num-heads 2 --epochs 2 --batch-size 4 --accumulate 2 --captions-per-clip 2 --eval-batch-size 2"
+    words += " --lr 1e-3 --dropout 0 --mlp-dropout 0 --max-new-tokens 5"
+    return [*words.split(), *map(str, more)]
+
+
+def evaluation(data, out):
+    words = f"--data {data} --checkpoint {out}/checkpoint.pt --results {out}/evaluated --batch-size 2"
+    words += " --max-new-tokens 5 --no-meteor --actions --grounding"
+    return words.split()
+
+
+def without_java():
+    os.environ["PATH"] = "/nowhere"
+
+
+@pytest.fixture(scope="module")
+def alone(data, models, tmp_path_factory):
+    """What one process makes of it."""
+    out = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")  # without Java, which takes a second a call
+        assert train.main(flags(data, models, out)) == 0
+        assert evaluate.main(evaluation(data, out)) == 0
+    return out
+
+
+def history(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["history"]
+
+
+def result(out):
+    found = json.loads((out / "evaluated" / "evaluation.json").read_text())
+    return {key: value for key, value in found.items() if key not in ("checkpoint", "made_by")}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_many_processes_give_what_one_gives(data, models, alone, tmp_path, count):
+    """By torchrun itself: train, then evaluate; the same losses, and the same scores and captions of all clips."""
+    words = {"train": flags(data, models, tmp_path), "evaluate": evaluation(data, tmp_path)}
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    command = [*TORCHRUN, "--nproc-per-node", str(count), str(Path(__file__).with_name("all_scripts.py"))]
+    run = subprocess.run([*command, tmp_path / "words.json"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    for ours, theirs in zip(history(tmp_path), history(alone), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
+    for name in ("validation_epoch_1.json", "validation_epoch_2.json"):
+        ours, theirs = (json.loads((out / "results" / name).read_text())["predictions"] for out in (tmp_path, alone))
+        assert ours == theirs and list(ours) == ["11", "12", "13", "14", "15"]
+    assert result(tmp_path) == result(alone)
+    assert run.stdout.count("Epoch 1: train_loss") == 1 and run.stdout.count("process(es)") == 1  # one rank prints
+
+
+def test_torchrun_that_is_asked_to_end_saves_a_checkpoint(data, models, tmp_path):
+    words = flags(data, models, tmp_path, "--epochs", 100000, "--save-every", 100000)
+    log = (tmp_path / "log").open("w")
+    run = subprocess.Popen([*TORCHRUN, "--nproc-per-node", "2", "train.py", *words], cwd=ROOT, stdout=log, stderr=log)
+    wait_for(tmp_path / "losses.txt")
+    os.kill(run.pid, signal.SIGTERM)
+    run.wait(timeout=60)
+    said = (tmp_path / "log").read_text()
+    assert said.count("SIGTERM: saved") == 1 and "error:" not in said, said
+    saved = checkpoint.read(tmp_path / "checkpoint.pt")
+    assert saved.epoch >= 1 and len(saved.progress["history"]) == saved.epoch
+
+
+def wait_for(path, seconds=120):
+    for _ in range(seconds * 10):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_its_reason_and_a_checkpoint(data, models, tmp_path):
+    words = flags(data, models, tmp_path, "--epochs", 100000, "--save-every", 100000)
+    run = processes.Ranks(3, "train", words, tmp_path / "logs", without_java)
+    wait_for(tmp_path / "losses.txt")
+    run.scripts[1].process.kill()
+    assert run.wait(60) == [2, -signal.SIGKILL, 2]
+    assert run.errors() == ["error: another process of this run has ended; without it the others cannot go on"]
+    assert checkpoint.read(tmp_path / "checkpoint.pt").epoch >= 1
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_an_error_that_only_one_rank_has_is_the_one_that_is_told(models, alone, tmp_path, script):
+    data = tiny.make_dataset(tmp_path / "data")
+    (data / "features" / "validation" / "12.pt").write_bytes(b"PK damaged")  # rank 1 of 2 reads it
+    words = flags(data, models, tmp_path) if script == "train" else evaluation(data, alone)
+    run = processes.Ranks(2, script, words, tmp_path / "logs", without_java)
+    assert run.wait(60) == [2, 2]
+    (line,) = run.errors()
+    assert "12.pt is damaged" in line and line in run.scripts[1].said()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (["--data", "/nowhere"], "no dataset at /nowhere"),
+        (["--batch-size", "0"], "argument --batch-size: 0 is not 1 or more"),
+        (["--num-heads", "3"], "choose another --num-heads"),
+    ],
+)
+def test_a_mistake_that_all_ranks_make_is_told_once(data, models, tmp_path, change, told):
+    run = processes.Ranks(3, "train", flags(data, models, tmp_path, *change), tmp_path / "logs")
+    assert run.wait(60) == [2, 2, 2]
+    (line,) = run.errors()
+    assert told in line
+
+
+def test_ranks_that_start_from_different_states_are_refused(data, models, alone, tmp_path):
+    """As on two machines, of which one has the checkpoint: they would average gradients of different weights."""
+    words = flags(data, models, tmp_path, "--checkpoint", "%s/checkpoint.pt")
+    run = processes.Ranks(2, "train", words, tmp_path / "logs", first_has_a_checkpoint, ALONE=alone, EMPTY=tmp_path)
+    assert run.wait(60) == [2, 2]
+    (line,) = run.errors()
+    assert "the processes do not have the same training clips and weights" in line
+
+
+def first_has_a_checkpoint():
+    folder = os.environ["ALONE"] if os.environ["RANK"] == "0" else os.environ["EMPTY"]
+    sys.argv = [word.replace("%s", folder) for word in sys.argv]
+
+
+def test_every_item_is_one_ranks_share():
+    items = list(range(7))
+    shares = []
+    for rank in range(3):
+        group = Ranks()
+        group.world, group.rank = 3, rank
+        shares += group.share(items)
+    assert sorted(shares) == items
+
+
+def test_more_processes_than_gpus_are_refused_in_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="--nproc-per-node 1"):
+        Ranks()
