@@ -36,6 +36,7 @@ def write(
 
 
 def write_audio(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libopus", rate=48000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.int16), format="s16", layout="mono")
