@@ -29,8 +29,9 @@ import videos
 from decoding import ClipDecoder, Failure, Nursery
 from files import UserError
 from qformer import VideoCaptioner
+from streaming import WindowDecoder
 from templates import TemplateReader
-from vjepa import VideoError, probe, read_frames
+from vjepa import probe, read_frames
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0
@@ -46,8 +47,8 @@ class Clip:
     name: str = ""  # of its copy
     references: list[str] = field(default_factory=list)
     windows: list[tuple[float, float]] = field(default_factory=list)  # seconds; none: the whole clip at once
-    captions: list[str | None] = field(default_factory=list)  # one a window, or one
-    errors: list[str | None] = field(default_factory=list)  # why the caption is missing
+    captions: list[str | None] = field(default_factory=lambda: [None])  # one a window, or one
+    errors: list[str | None] = field(default_factory=lambda: [None])  # why that caption is missing
     error: str | None = None  # why there is no caption at all
 
     @property
@@ -73,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     for clip, name in zip(clips, videos.copy_names([clip.path for clip in clips], folder), strict=True):
         clip.name, clip.id = name, clip.id or Path(name).stem
     folder.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is said now, not after an hour
-    with contextlib.closing(Nursery()) as nursery:  # the decoders' processes start while the models load
+    starting = contextlib.nullcontext() if args.window else contextlib.closing(Nursery())
+    with starting as nursery:  # the processes that decode start while the models load
         captioner = load_captioner(args)
         caption_clips(captioner, clips, args, nursery)
     made_by = provenance.made_by(argv)
@@ -156,22 +158,19 @@ def load_captioner(args: argparse.Namespace) -> VideoCaptioner:
 
 
 def caption_clips(
-    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, nursery: Nursery | None = None
+    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, nursery: Nursery | None
 ) -> None:
-    """Decode in worker processes, caption in batches, and note for each clip its captions or why there are none."""
+    """Decode in processes of their own, caption in batches, and note each clip's captions or why there are none."""
+    encoder, workers, timeout = captioner.encoder, args.workers, args.clip_timeout
+    jobs = [(number, clip.path) for number, clip in enumerate(clips) if not clip.error]
     if args.window:
-        plan_windows(clips, args)
-    jobs = []
-    for number, clip in enumerate(clips):
-        if not clip.error:
-            spans = clip.windows or [(None, None)]
-            clip.captions, clip.errors = [None] * len(spans), [None] * len(spans)
-            jobs += [((number, i), clip.path, *span) for i, span in enumerate(spans)]
-    encoder = captioner.encoder
-    decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, args.workers, args.clip_timeout, nursery=nursery)
-    unit = "window" if args.window else "clip"
-    with decoder, tqdm(total=len(jobs), desc="captions", unit=unit, disable=None) as bar:
-        for keys, frames in batches(decoder, args.batch_size, clips, bar):
+        decoder = WindowDecoder(jobs, args.window, args.stride, encoder.transform, encoder.frames, workers, timeout)
+    else:
+        jobs = [((number, 0), path) for number, path in jobs]
+        decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, workers, timeout, nursery=nursery)
+    total, unit = (0, "window") if args.window else (len(jobs), "clip")
+    with decoder, tqdm(total=total, desc="captions", unit=unit, disable=None) as bar:
+        for keys, frames in batches(decoder, clips, args.batch_size, bar):
             texts = captioner.generate(captioner.encode(frames), args.max_new_tokens, args.num_beams)
             for (number, i), text in zip(keys, texts, strict=True):
                 clips[number].captions[i] = text
@@ -181,33 +180,31 @@ def caption_clips(
             clip.error = next(error for error in clip.errors if error)
 
 
-def batches(decoded: Iterable, size: int, clips: list[Clip], bar: tqdm) -> Iterator[tuple[list, torch.Tensor]]:
-    """Keys and frames (B, T, 3, S, S) of the clips that could be decoded; the others' reasons go into `clips`."""
+def batches(
+    decoded: Iterable[tuple[tuple[int, int | None], Any]], clips: list[Clip], size: int, bar: tqdm
+) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor]]:
+    """Keys (clip, window) and frames (B, T, 3, S, S) of what could be decoded; what could not is noted in `clips`."""
     keys, frames = [], []
-    for key, clip in decoded:
-        if isinstance(clip, Failure):
-            number, i = key
-            clips[number].errors[i] = clip.reason
+    for (number, i), item in decoded:
+        clip = clips[number]
+        if i is None:
+            if isinstance(item, Failure):
+                clip.error = item.reason
+            else:
+                clip.windows, clip.captions, clip.errors = item, [None] * len(item), [None] * len(item)
+                bar.total += len(item)
+            continue
+        if isinstance(item, Failure):
+            clip.errors[i] = item.reason
             bar.update()
             continue
-        keys.append(key)
-        frames.append(clip)
+        keys.append((number, i))
+        frames.append(item)
         if len(keys) == size:
             yield keys, torch.stack(frames)
             keys, frames = [], []
     if keys:
         yield keys, torch.stack(frames)
-
-
-def plan_windows(clips: list[Clip], args: argparse.Namespace) -> None:
-    """Cut every video into its windows; one whose length cannot be read gets an error."""
-    sound = [clip for clip in clips if not clip.error]
-    durations = videos.durations([clip.path for clip in sound], args.clip_timeout)
-    for clip, duration in zip(sound, durations, strict=True):
-        if isinstance(duration, VideoError):
-            clip.error = str(duration)
-        else:
-            clip.windows = timeline.windows(duration, args.window, args.stride)
 
 
 # ---- results ----

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from files import UserError
 
 MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
+MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
 
 
 class Segment(NamedTuple):
@@ -33,6 +34,11 @@ def check_window(window: float, stride: float) -> None:
         raise UserError(
             f"--stride {stride:g} is longer than --window {window:g}: what lies between two windows would never be "
             "seen; take a stride of at most the window"
+        )
+    if stride * MAX_OVERLAP < window:
+        raise UserError(
+            f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; take a stride of "
+            f"{window / MAX_OVERLAP:g} s or more"
         )
 
 

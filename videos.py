@@ -1,13 +1,11 @@
-"""The user's own videos: where they are, what their copies are called, how long they are."""
+"""The user's own videos: where they are, and what their copies are called."""
 
-import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from files import UserError
-from vjepa import VideoError, probe
 
 SUFFIXES = {".webm", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"}
 RESERVED = {"results", "index"}  # results.json and index.html are infer.py's own
@@ -76,31 +74,3 @@ def _safe_name(path: Path) -> str:
     stem = stem.encode()[:NAME_BYTES].decode(errors="ignore") or "video"
     # A suffix of another kind (a GIF, a .json that is a video) could be that of a file written for the clip.
     return stem + (path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".video")
-
-
-def durations(paths: Sequence[Path], timeout: float) -> Iterator[float | VideoError]:
-    """Each video's length in seconds, or why it cannot be read.
-
-    Read in a process of its own: a damaged file may hang the decoder (`timeout`, in seconds) or crash it.
-    """
-    context = multiprocessing.get_context("spawn")
-    pool = context.Pool(1, _hush)
-    try:
-        for path in paths:
-            try:
-                yield pool.apply_async(probe, (path,)).get(timeout).duration
-            except VideoError as error:
-                yield error
-            except multiprocessing.TimeoutError:  # also where the process died: its answer never comes
-                pool.terminate()
-                pool = context.Pool(1, _hush)
-                yield VideoError(f"its length could not be read within {timeout:g} s")
-            except Exception as error:
-                yield VideoError(f"its length cannot be read ({type(error).__name__})")
-    finally:
-        pool.terminate()
-
-
-def _hush() -> None:
-    """FFmpeg writes to the terminal about every damaged byte; the video is named instead."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

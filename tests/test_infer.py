@@ -14,15 +14,15 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 import checkpoint
 import infer
+import streaming
 import videos
 from cache import CacheConfig
 from decoding import Nursery
 from files import UserError
 from tiny import TEMPLATES, save_lm, tiny_qformer
-from vjepa import VideoEncoder, VideoError, probe
+from vjepa import VideoEncoder
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
-DURATIONS = videos.durations
 
 
 def write_video(path: Path, colours: str, seconds: float = 1.0, fps: int = 12) -> Path:
@@ -74,28 +74,21 @@ class Namer:
 
 
 @pytest.fixture(scope="module")
-def shared_nursery():
-    nursery = Nursery()
-    yield nursery
+def lent():
+    """Processes that decode, started once: each start takes seconds."""
+    nursery, process = Nursery(), streaming._Process()
+    yield nursery, process
     nursery.close()
+    process.end()
 
 
 @pytest.fixture(autouse=True)
-def quick_start(shared_nursery, monkeypatch):
-    """One nursery for all tests (starting one takes seconds), and lengths read in this process."""
-    stays = SimpleNamespace(
-        **{name: getattr(shared_nursery, name) for name in ("fork", "is_alive")}, close=lambda: None
-    )
-    monkeypatch.setattr(infer, "Nursery", lambda: stays)
-    monkeypatch.setattr(videos, "durations", durations_here)
-
-
-def durations_here(paths, timeout):
-    for path in paths:
-        try:
-            yield probe(path).duration
-        except VideoError as error:
-            yield error
+def quick_start(lent, monkeypatch):
+    nursery, process = lent
+    kept = SimpleNamespace(fork=nursery.fork, is_alive=nursery.is_alive, close=lambda: None)
+    monkeypatch.setattr(infer, "Nursery", lambda: kept)
+    monkeypatch.setattr(streaming.WindowDecoder, "_start", lambda self: process)
+    monkeypatch.setattr(streaming.WindowDecoder, "_end", lambda self, process: None)
 
 
 @pytest.fixture
@@ -247,16 +240,6 @@ def test_a_long_video_that_is_damaged_is_named_beside_one_that_is_not(namer, tmp
     bad, good = results["predictions"]
     assert bad["error"] and good["prediction"] == "showing red"
     assert not (tmp_path / "inference" / "bad.srt").exists()
-
-
-def test_lengths_are_read_in_a_process_that_may_crash_or_hang(tmp_path, monkeypatch):
-    good = write_video(tmp_path / "good.webm", "red", seconds=2)
-    (tmp_path / "text.webm").write_text("text")
-    first, text, last = DURATIONS([good, tmp_path / "text.webm", good], timeout=60.0)
-    assert first == last == pytest.approx(2.0, abs=0.01)
-    assert "does not open as a video" in str(text)
-    (late,) = DURATIONS([good], timeout=0.001)
-    assert "within 0.001 s" in str(late)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_no_instant_is_left_out_and_no_window_is_longer_than_it_should_be(durati
         (2.0, -1.0, "--stride"),
         (2.0, float("nan"), "--stride"),
         (2.0, 2.5, "longer than --window"),
+        (100.0, 0.1, "windows of 100 s would overlap; take a stride of 5 s or more"),
     ],
 )
 def test_lengths_that_cannot_cover_a_video_are_refused(window, stride, named):
