@@ -88,7 +88,7 @@ def test_a_checkpoint_of_other_features_is_refused(run, tmp_path):
     saved["config"]["features"]["frames"] = 99
     torch.save(saved, tmp_path / "other.pt")
     words = ["--data", str(run / "data"), "--checkpoint", str(tmp_path / "other.pt"), "--results", str(tmp_path)]
-    with pytest.raises(UserError, match="frames: 99, 4"):
+    with pytest.raises(UserError, match="frames 99, not 4"):
         evaluate.main(words)
 
 
