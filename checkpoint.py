@@ -4,6 +4,7 @@ A checkpoint file is a dict with the published code's keys ("epoch", "model_stat
 "train_loss") and this project's ("config", "progress"). Files are opened as tensors and plain values only.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,25 +83,53 @@ def read(path: Path | str) -> Checkpoint:
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state if str(name).startswith(PREFIX)}
     config, progress = saved.get("config"), saved.get("progress") or {}
     epoch = saved.get("epoch", 0)
-    if not isinstance(epoch, int) or not isinstance(progress, dict):
+    if type(epoch) is not int or epoch < 0 or not _is_progress(progress):
         raise UserError(f"the checkpoint: {path} is damaged (its epoch or its progress); make it again")
-    config = {**PUBLISHED, "qformer": shape_of(weights, path)} if config is None else _checked(config, path)
+    shape = shape_of(weights, path)
+    config = _checked({**PUBLISHED, "qformer": shape} if config is None else config, path, shape)
     return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), progress)
 
 
 def shape_of(weights: dict[str, Tensor], path: Path) -> dict[str, int]:
-    """The Q-Former's shape, read off its weights; the number of heads leaves no trace and is the published one."""
+    """The Q-Former's shape, read off its weights; the number of heads leaves no trace and is the published one.
+
+    Raises: UserError where they are no Q-Former's, or not whole tensors (one with strides of 0 can claim any size).
+    """
+    for name, tensor in weights.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_contiguous()
+        if not dense or not tensor.is_floating_point():
+            raise UserError(f"the checkpoint: {path} is damaged: {name!r:.80} is not a tensor of numbers")
     try:
         _, queries, dim = weights["query_tokens"].shape
         visual_dim = weights["visual_proj.weight"].shape[1]
         hidden = weights["blocks.0.mlp.0.weight"].shape[0]
-    except (KeyError, ValueError, AttributeError, IndexError):
+        ratio = hidden // dim
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         raise UserError(
             f"the checkpoint: {path} holds no Q-Former; give --checkpoint a file that train.py wrote"
         ) from None
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     shape = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "num_heads": PUBLISHED_HEADS}
-    return {**shape, "depth": depth, "mlp_ratio": hidden // dim}
+    return {**shape, "depth": depth, "mlp_ratio": ratio}
+
+
+def _is_progress(progress: Any) -> bool:
+    """Whether it is a place within an epoch and the scores of those before, as `train.py` keeps them."""
+
+    def numbers(values: Any, names: tuple[str, ...], kind: type) -> bool:
+        found = [values.get(name) for name in names] if isinstance(values, dict) else [None]
+        return all(type(value) in (int, kind) and 0 <= value < math.inf for value in found)
+
+    if not isinstance(progress, dict) or not isinstance(history := progress.get("history", []), list):
+        return False
+    scores = ("train_loss", "val_loss", "CIDEr")
+    if not all(numbers(line, ("epoch",), int) and numbers(line, scores, float) for line in history):
+        return False
+    if not progress.get("step"):
+        return True
+    run = progress.get("run")
+    counted = numbers(progress, ("step", "captions"), int) and numbers(progress, ("total",), float)
+    return counted and progress["captions"] > 0 and isinstance(run, dict)
 
 
 def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
@@ -135,26 +164,29 @@ def fetch_folder(name: str, **download: Any) -> Path:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    config = _checked(files.read_json(folder / "config.json", "the checkpoint's config"), folder)
+    config = files.read_json(folder / "config.json", "the checkpoint's config")
     try:
         tensors = load_file(folder / "model.safetensors")
     except FileNotFoundError:
         raise UserError(f"the checkpoint: there is no file {folder / 'model.safetensors'}") from None
     except SafetensorError as error:
         raise UserError(f"the checkpoint: {folder / 'model.safetensors'} is damaged ({error})") from None
-    return Checkpoint(config, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return Checkpoint(_checked(config, folder, shape_of(weights, folder)), weights)
 
 
-def _checked(config: Any, path: Path) -> dict[str, Any]:
-    """A config with all its parts. Sizes are checked before anything is allocated by them."""
+def _checked(config: Any, path: Path, found: dict[str, int]) -> dict[str, Any]:
+    """A config with all its parts. Sizes are checked, by those that the weights have, before they are allocated."""
     parts = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}
     if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in parts.items()):
         raise UserError(f"the checkpoint: the config in {path} is damaged or of another program; make it again")
     limits = {"num_queries": 65536, "dim": 65536, "visual_dim": 65536, "num_heads": 1024, "depth": 256, "mlp_ratio": 64}
     shape = config["qformer"]
     for key, limit in limits.items():
-        if not isinstance(shape.get(key), int) or not 0 < shape[key] <= limit:
-            raise UserError(f"the checkpoint: {key} in {path} is {shape.get(key)!r}, which no Q-Former has")
+        if type(shape.get(key)) is not int or not 0 < shape[key] <= limit:
+            raise UserError(f"the checkpoint: {key} in {path} is {shape.get(key)!r:.80}, which no Q-Former has")
+        if key != "num_heads" and shape[key] != found[key]:
+            raise UserError(f"the checkpoint: {path} is damaged: its {key} is {shape[key]}, its weights' {found[key]}")
     rates = [shape.get("dropout", 0.0), shape.get("mlp_dropout", 0.0)]
     if set(shape) - set(limits) - {"dropout", "mlp_dropout"} or not all(
         isinstance(rate, float | int) and 0 <= rate < 1 for rate in rates
@@ -172,15 +204,30 @@ def cpu_copy(state: Any) -> Any:
     return [cpu_copy(value) for value in state] if isinstance(state, list) else state
 
 
-def optimizer_fits(optimizer: torch.optim.Optimizer, state: Any) -> bool:
-    """Whether a saved optimizer state is for the same parameters, so that training can go on from it."""
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
+    """Copy AdamW's averages into `optimizer`; its settings stay its own. False where they are not of its parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         saved = [index for group in state["param_groups"] for index in group["params"]]
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return len(saved) == len(parameters) and all(
-            state["state"][index]["exp_avg"].shape == parameter.shape
-            for index, parameter in zip(saved, parameters, strict=True)
-            if index in state["state"]
-        )
-    except (TypeError, KeyError, AttributeError):
-        return False
+        kept = {index: _averages(entry) for index, entry in state["state"].items()}
+        fits = saved == list(range(len(parameters))) and (not kept or list(kept) == saved)
+        shapes = [parameter.shape for parameter in parameters]
+        fits = fits and all(tensor.shape == shapes[index] for index, (_, *both) in kept.items() for tensor in both)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        fits = False
+    if fits:
+        names = ("step", "exp_avg", "exp_avg_sq")
+        entries = {index: dict(zip(names, entry, strict=True)) for index, entry in kept.items()}
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    return fits
+
+
+def _averages(entry: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """AdamW's state of one parameter. Raises: ValueError where it could not have come to be."""
+    step, mean, square = (torch.as_tensor(entry[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    for tensor in (step, mean, square):
+        if not (tensor.is_floating_point() and tensor.is_contiguous() and tensor.isfinite().all()):
+            raise ValueError("not finite numbers")
+    if step.numel() != 1 or step < 0 or (square < 0).any():
+        raise ValueError("not an average of squares")
+    return step.float().reshape(()), mean, square

@@ -136,7 +136,7 @@ def check_records(value: Any, path: Path) -> list[Record]:
         if record["id"] in seen:
             raise UserError(f"{path}: the clip {record['id']} is there twice; remove one")
         seen.add(record["id"])
-        if not isinstance(record.get("template", ""), str):
+        if not isinstance(record.get("template") or "", str):
             raise UserError(f"{path}: the template of clip {record['id']} is not text")
         words = record.get("placeholders") or []
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
@@ -153,7 +153,7 @@ def read_templates(data: Path | str) -> list[str]:
     numbers = files.read_json(path, "the templates")
     try:
         templates = sorted(numbers, key=lambda template: int(numbers[template]))
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):  # JSON has infinite numbers
         raise UserError(f"the templates: {path} does not map templates to numbers; download it again") from None
     if not templates:
         raise UserError(f"the templates: {path} holds none; download it again")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import arguments
-import checkpoint
 import dataset
 import files
 import grounding
@@ -34,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         group.say(f"{args.split}: {missing:,} clips have no features and are left out")
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, group.device, args.llm, args.encoder)
     validation.check_features(captioner.config, layout, args.checkpoint)
+    if group.is_main:
+        files.check_writable(args.results)  # now, not after an hour's work
     interrupts = Interrupts()
     folder = layout.feature_folder(args.split)
     reader = SplitReader(captioner, records, folder, args.batch_size, group, interrupts.check)
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         group.say(f"{signal}: nothing was written")
         return signal.code
     if group.is_main:
-        write(args, result, layout)
+        write(args, result, layout, captioner)
     group.close()
     return 0
 
@@ -277,10 +278,10 @@ def score_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout) -> None:
+def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
     """evaluation.json, the page, and the table on the screen."""
-    saved = checkpoint.read(args.checkpoint)
-    result = {"checkpoint": str(args.checkpoint), "epoch": saved.epoch, **result, "made_by": provenance.made_by()}
+    epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
+    result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
     page = args.results / "index.html"
     copies = args.results / "videos" if args.copy_videos else None
@@ -289,11 +290,9 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     title = f"Captions of the {args.split} split"
     confused = result.get("ssv2", {}).get("confused")
     rows = score_rows(result)
-    report.write_page(
-        page, title, clips, history=saved.progress.get("history"), scores=rows, made_by=made, confused=confused
-    )
+    report.write_page(page, title, clips, history=captioner.history, scores=rows, made_by=made, confused=confused)
     width = max(len(row["name"]) for row in rows)
-    print(f"{args.checkpoint}, epoch {saved.epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
     for row in rows:
         interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
         value = "none" if row["value"] is None else f"{row['value']:.4f}"

@@ -4,13 +4,16 @@ Every file of this project is written beside its final name, flushed to the disk
 process killed at any moment leaves either the old file or the new one, never half of one.
 """
 
+import contextlib
 import errno
+import glob
 import json
 import os
 import pickle
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,6 +54,23 @@ def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def check_writable(folder: Path | str) -> None:
+    """Make the folder and write into it, so that a run fails before its work and not after. Raises: OSError."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def remove_unfinished(path: Path | str) -> None:
+    """Remove what processes that were killed had not finished of `path`; what grew in the last minute is let be."""
+    path = Path(path)
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - beside.stat().st_mtime > 60:
+                beside.unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -58,8 +78,8 @@ def _umask() -> int:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+    """Write UTF-8 text, whole or not at all. Halves of surrogate pairs, which UTF-8 has not, are written as escapes."""
+    write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:

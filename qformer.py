@@ -170,6 +170,7 @@ class VideoCaptioner(
         # A shared prefix needs positions that can restart; ALiBi and recurrent models have none to set.
         takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
         self.shares_prefix = takes_positions and not getattr(lm.config, "alibi", False)
+        self.epoch, self.history = 0, []  # of the training that made its checkpoint
         self._encoder = None
 
     @property
@@ -398,13 +399,16 @@ class VideoCaptioner(
             config["features"] = {**config["features"], "encoder": encoder}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         lm, tokenizer = language.load(config["llm"], device)
-        qformer = QFormer(**config["qformer"])
         try:
+            qformer = QFormer(**config["qformer"])
             captioner = cls(lm, tokenizer, qformer, config["prompt"], config)
         except ValueError as error:
             raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
+        if captioner.max_caption_tokens is not None and captioner.max_caption_tokens < 1:
+            raise UserError(f"{path} does not fit the language model {config['llm']}: it has too few positions")
         checkpoint.load_weights(qformer, saved.weights, path)
         qformer.to(device)
+        captioner.epoch, captioner.history = saved.epoch, saved.progress.get("history", [])
         return captioner.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:

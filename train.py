@@ -95,6 +95,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, group: ranks.Ranks) -> None:
         self.args, self.ranks = args, group
         self.layout = dataset.check_data(args.data)
+        self.best = args.checkpoint.parent / f"{args.checkpoint.stem}_best.pt"
         self.records = {split: self._records(split) for split in ("train", "validation")}
         saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
         if args.eval_only and saved is None:
@@ -107,6 +108,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if saved is not None:
             self._resume(saved)
+        if group.is_main:
+            self._prepare_folders()
         group.agree(self._fingerprint(), "training clips and weights")
         self.model: nn.Module = self.captioner
         if group.world > 1:  # every rank has built the same weights: nothing to send, least of all the frozen model
@@ -189,19 +192,32 @@ class Trainer:
         self.epoch, self.history = saved.epoch, list(progress.get("history", []))
         if progress.get("step"):
             now = {**{key: getattr(args, key) for key in FIXED_WITHIN_EPOCH}, "clips": len(self.records["train"])}
-            for key, value in progress["run"].items():
-                if now[key] != value and not args.eval_only:
+            for key, value in now.items():
+                if (before := progress["run"].get(key)) != value and not args.eval_only:
                     flag = "the number of training clips" if key == "clips" else f"--{key.replace('_', '-')}"
                     raise UserError(
-                        f"{args.checkpoint} was saved within an epoch, with {flag} at {value}, now {now[key]}; "
+                        f"{args.checkpoint} was saved within an epoch, with {flag} at {before!r:.80}, now {value}; "
                         "go on with the same, or start anew with another --checkpoint"
                     )
             self.step, self.total, self.captions = progress["step"], progress["total"], progress["captions"]
-        if checkpoint.optimizer_fits(self.optimizer, saved.optimizer):
-            self.optimizer.load_state_dict(saved.optimizer)
-        else:
+            if not args.eval_only and self.step > len(self._plan()):
+                raise UserError(
+                    f"{args.checkpoint} is damaged: it was saved at step {self.step} of an epoch that has less"
+                )
+        if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
             self.ranks.say(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
         self.ranks.say(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
+
+    def _prepare_folders(self) -> None:
+        """Find out now, not after an epoch, what cannot be written."""
+        files.check_writable(self.args.results)
+        if self.args.eval_only:
+            return
+        if self.args.checkpoint.is_dir():
+            raise UserError(f"--checkpoint {self.args.checkpoint} is a folder; give the file that is to be written")
+        files.check_writable(self.args.checkpoint.parent)
+        for path in (self.args.checkpoint, self.best):
+            files.remove_unfinished(path)
 
     def _fingerprint(self) -> list[Any]:
         """Values that differ where ranks would train on other clips, or from another state."""
@@ -337,14 +353,13 @@ class Trainer:
 
     def _keep_best(self, score: float) -> None:
         """Write checkpoint_best.pt unless a better one is there, of this run or of another in the same place."""
-        path = self.args.checkpoint.with_name(f"{self.args.checkpoint.stem}_best.pt")
-        if path.exists():
-            there = checkpoint.read(path).progress.get("history") or [{}]
+        if self.best.exists():
+            there = checkpoint.read(self.best).progress.get("history") or [{}]
             if there[-1].get("CIDEr", -math.inf) >= score:
                 return
         best = self._state()
         best.optimizer = None
-        checkpoint.write(path, best)
+        checkpoint.write(self.best, best)
 
     def _state(self) -> Checkpoint:
         run = {**{key: getattr(self.args, key) for key in FIXED_WITHIN_EPOCH}, "clips": len(self.records["train"])}

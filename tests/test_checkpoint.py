@@ -112,7 +112,7 @@ def test_weights_of_another_shape_are_refused_by_name():
         checkpoint.load_weights(tiny.tiny_qformer(), broken, "x.pt")
 
 
-def test_an_optimizer_state_of_other_parameters_does_not_fit():
+def test_an_optimizer_state_of_other_parameters_or_of_no_numbers_does_not_fit():
     def optimizer_of(qformer: QFormer):
         optimizer = torch.optim.AdamW(qformer.parameters())
         qformer(features()).sum().backward()
@@ -120,6 +120,58 @@ def test_an_optimizer_state_of_other_parameters_does_not_fit():
         return optimizer
 
     one, other = optimizer_of(tiny.tiny_qformer()), optimizer_of(tiny.tiny_qformer(num_queries=5))
-    assert checkpoint.optimizer_fits(one, one.state_dict())
+    fresh = torch.optim.AdamW(tiny.tiny_qformer().parameters(), weight_decay=0.5)
+    assert checkpoint.load_optimizer(fresh, one.state_dict())
+    for ours, theirs in zip(fresh.state.values(), one.state.values(), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    assert fresh.param_groups[0]["weight_decay"] == 0.5  # the flag of this run, not of the one before
+    broken = one.state_dict()
+    broken["state"][0]["exp_avg_sq"] = -broken["state"][0]["exp_avg_sq"] - 1
+    nan = one.state_dict()
+    nan["state"] = {**nan["state"], 1: {**nan["state"][1], "exp_avg": nan["state"][1]["exp_avg"] * float("nan")}}
     for state in (other.state_dict(), {}, None, {"param_groups": 1}, {"state": {}, "param_groups": [{"params": [0]}]}):
-        assert not checkpoint.optimizer_fits(one, state)
+        assert not checkpoint.load_optimizer(fresh, state)
+    assert not checkpoint.load_optimizer(fresh, broken) and not checkpoint.load_optimizer(fresh, nan)
+
+
+def test_weights_that_claim_more_than_they_hold_are_refused_before_they_are_built(llm, tmp_path):
+    """A tensor with strides of 0 can claim any size; so can a config."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
+    saved = torch.load(path, weights_only=True)
+    saved["model_state_dict"]["qformer.query_tokens"] = torch.zeros(1).expand(1, 60000, 60000)
+    torch.save({**saved, "config": {**saved["config"], "qformer": {}}}, path)
+    with pytest.raises(UserError, match="'query_tokens' is not a tensor of numbers"):
+        checkpoint.read(path)
+    checkpoint.write(path, checkpoint.Checkpoint(config(llm, mlp_ratio=64), tiny.tiny_qformer().state_dict()))
+    with pytest.raises(UserError, match="mlp_ratio is 64, its weights' 4"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"history": 3},
+        {"history": [{"epoch": 1}]},
+        {"history": [{"epoch": 1, "train_loss": float("nan"), "val_loss": 1.0, "CIDEr": 0.0}]},
+        {"step": 3},
+        {"step": "3", "total": 1.0, "captions": 4, "run": {}},
+        {"step": 3, "total": 1.0, "captions": 0, "run": {}},
+        [],
+        "x",
+    ],
+)
+def test_a_place_that_no_run_was_at_is_refused(llm, tmp_path, progress):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
+    torch.save({**torch.load(path, weights_only=True), "progress": progress or [1]}, path)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_that_does_not_fit_its_language_model_is_refused(llm, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for changed, message in ((config(llm, num_heads=5), "heads"), ({**config(llm), "prompt": "x " * 300}, "positions")):
+        checkpoint.write(path, checkpoint.Checkpoint(changed, tiny.tiny_qformer().state_dict()))
+        with pytest.raises(UserError, match=message):
+            VideoCaptioner.from_checkpoint(path, device="cpu")
