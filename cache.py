@@ -215,6 +215,8 @@ def load(path: Path | str) -> Packed:
 
     Raises: UserError where the file is missing, damaged, of another kind, or holds NaN or Inf.
     """
+    if not Path(path).exists():  # who asks for it has seen it in the folder
+        raise files.Vanished(f"features: there is no file {path} any more; preprocess that clip again")
     stored = files.load_tensors(path, "features", mmap=True)
     if isinstance(stored, dict) and set(stored) == {"values", "scales"}:
         packed = Packed(stored["values"], stored["scales"])
