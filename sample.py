@@ -109,8 +109,11 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("clips cannot be fewer than 0, nor --workers fewer than 1")
         render(args.data, counts, args.seed, args.workers)
     else:
+        import torch
+
         import sample_models  # here, since it takes seconds and the clips do not need it
 
+        torch.set_num_threads(1)  # sums in another order would make other models
         if args.only != "qwen2":
             sample_models.train_encoder(args.data, args.out / "vjepa2", args.seed)
         if args.only != "vjepa2":

@@ -303,7 +303,7 @@ def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedT
     return places
 
 
-def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 1000, batch: int = 48, rate: float = 2e-3) -> None:
+def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int = 32, rate: float = 2e-3) -> None:
     """Train tokenizer and language model on the training split's captions: hints | prompt | caption EOS.
 
     The hints come as a Q-Former's visual tokens do. A language model that never learnt to use what stands before the

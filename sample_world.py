@@ -143,103 +143,115 @@ def paraphrases(clip: Clip) -> list[str]:
 
 
 # --- what a clip shows ---------------------------------------------------------------------------------------------
-# Places are in units of the frame's height, from its middle, y downwards. A moment's scene is
+# Places are in units of the frame's height, from its middle, y downwards. A scene is what one moment shows:
 # (zoom, [(thing, x, y, radius)...] from back to front, (x, y) of the hand or None).
 
+Scene = tuple[float, list[tuple[Thing, float, float, float]], tuple[float, float] | None]
+Draw = Callable[[float, float], float]  # a number between two, from the clip's seed
+Pace = Callable[[float, float, float], float]
 
-def stage(clip: Clip) -> Callable[[float], tuple]:
-    """Draw one clip's places, sizes and pace; returns time in [0, 1] -> the scene at that time."""
+
+def stage(clip: Clip) -> Callable[[float], Scene]:
+    """Draw one clip's places, sizes and pace by its seed; returns time in [0, 1] -> the scene at that time."""
+    for forwards, backwards in OPPOSITES.items():
+        if clip.template == backwards:
+            scene_at = stage(replace(clip, template=forwards))
+            return lambda time: scene_at(1 - time)
     rng = random.Random(f"stage {clip.seed}")
-    between = rng.uniform
-    # The waits before and after have one distribution and the pace is symmetric: reversed in time, it is the same.
-    start, end = between(0, 0.2), 1 - between(0, 0.2)
-    power = rng.choice((1, 1, 2))
+    draw, smooth, held = rng.uniform, rng.random() < 0.4, rng.random() < 0.5
+    start, end, zoom = draw(0, 0.2), draw(0.8, 1), draw(0.85, 1.15)
 
     def pace(time: float, start: float = start, end: float = end) -> float:
+        """How much is done, from 0 to 1. It is symmetric: played backwards, it could be another clip's."""
         x = min(max((time - start) / (end - start), 0), 1)
-        return x if power == 1 else x * x * (3 - 2 * x)
+        return x * x * (3 - 2 * x) if smooth else x
 
-    if clip.template in OPPOSITES.values():  # the opposite's motion backwards
-        forwards = stage(replace(clip, template=next(a for a, b in OPPOSITES.items() if b == clip.template)))
-        return lambda time: forwards(1 - time)
-    radius, zoom, held = between(0.155, 0.19), between(0.85, 1.15), rng.random() < 0.5
-    x, y = between(-0.22, 0.22), between(-0.12, 0.12)
-    a = clip.things[0]
-    b, other = (clip.things[1], between(0.155, 0.195)) if len(clip.things) > 1 else (None, 0)
-    side = rng.choice((-1, 1))
+    if clip.template == "Approaching [something] with your camera":
+        return _approach(clip.things[0], draw, pace)
+    if clip.template.endswith("pick [something] up") or clip.template.startswith("Picking"):
+        return _pick(clip.things[0], draw, pace, zoom, lifts=clip.template.startswith("Picking"))
+    things_at = {
+        "Moving [something] up": _rise,
+        "Pushing [something] from left to right": _push,
+        "Moving [something] closer to [something]": _come_closer,
+        "Dropping [something] onto [something]": _drop,
+        "Covering [something] with [something]": _cover,
+    }[clip.template](clip.things, draw, pace)
 
-    def path(begin: tuple, finish: tuple) -> Callable[[float], tuple]:  # a thing's way from one place to another
-        return lambda u: (begin[0] + (finish[0] - begin[0]) * u, begin[1] + (finish[1] - begin[1]) * u)
-
-    def grip(x: float, y: float, radius: float) -> tuple | None:
-        return (x, y - radius) if held else None
-
-    if clip.template == "Moving [something] up":
-        half, drift = between(0.13, 0.22), between(-0.05, 0.05)
-        way = path((x - drift, y + half), (x + drift, y - half))
-    elif clip.template.startswith("Pushing"):
-        half, drift = between(0.16, 0.28), between(-0.05, 0.05)
-        way = path((x - half, y - drift), (x + half, y + drift))
-    elif clip.template.endswith("camera"):
-        grown = between(1.6, 2.1)
-        small = between(0.7, 0.95)
-
-        def scene(time: float) -> tuple:
-            u = pace(time)
-            # Equal factors in equal times, as when a camera closes in at a steady pace for what it sees.
-            return small * grown**u, [(a, x / 2, y / 2, radius)], None
-
-        return scene
-    elif clip.template == "Moving [something] closer to [something]":
-        angle = math.radians(between(-30, 30))
-        near, far = (radius + other) * between(0.95, 1.1), between(0.62, 0.8)
-        dx, dy = side * math.cos(angle), math.sin(angle)
-        mid = between(-0.08, 0.08) - dx * (near + far) / 4, y / 2 - dy * (near + far) / 4
-        way = path((mid[0] + dx * far, mid[1] + dy * far), (mid[0] + dx * near, mid[1] + dy * near))
-
-        def scene(time: float) -> tuple:
-            ax, ay = way(pace(time))
-            return zoom, [(b, *mid, other), (a, ax, ay, radius)], grip(ax, ay, radius)
-
-        return scene
-    elif clip.template.startswith("Dropping"):
-        let_go, floor = between(0.2, 0.45), between(0.2, 0.28)
-        top, bottom = between(-0.34, -0.26), floor - 0.9 * (radius + other)
-
-        def scene(time: float) -> tuple:
-            u = min(max((time - let_go) / 0.25, 0), 1)
-            things = [(b, x, floor, other), (a, x, top + (bottom - top) * u * u, radius)]
-            return zoom, things, grip(x, top, radius)
-
-        return scene
-    elif clip.template.startswith("Covering"):
-        angle, far = math.radians(between(0, 180)), between(0.5, 0.75)
-        small, big = 0.85 * radius, max(other, 0.175)
-        place = between(-0.1, 0.1), between(0.0, 0.15)
-        way = path((place[0] + far * math.cos(angle), place[1] - 0.7 * far * math.sin(angle)), place)
-
-        def scene(time: float) -> tuple:
-            bx, by = way(pace(time))
-            return zoom, [(a, *place, small), (b, bx, by, big)], grip(bx, by, big)
-
-        return scene
-    else:  # picking up, or pretending to: the hand comes, and goes with the thing or without
-        floor, height = between(0.05, 0.25), between(0.28, 0.4)
-        touch, leave = between(0.32, 0.42), between(0.5, 0.6)
-        lifts = clip.template.startswith("Picking")
-
-        def scene(time: float) -> tuple:
-            rise = height * (1 - pace(time, 0, touch) + pace(time, leave, 1))
-            lifted = rise if lifts and time > leave else 0
-            return zoom, [(a, x, floor - lifted, radius)], (x, floor - radius - rise)
-
-        return scene
-
-    def scene(time: float) -> tuple:
-        ax, ay = way(pace(time))
-        return zoom, [(a, ax, ay, radius)], grip(ax, ay, radius)
+    def scene(time: float) -> Scene:
+        *others, (thing, x, y, radius) = things_at(time)  # the last one moves, and half of the clips show a hand on it
+        return zoom, [*others, (thing, x, y, radius)], (x, y - radius) if held else None
 
     return scene
+
+
+def _approach(thing: Thing, draw: Draw, pace: Pace) -> Callable[[float], Scene]:
+    x, y, radius, far, growth = draw(-0.11, 0.11), draw(-0.06, 0.06), draw(0.155, 0.19), draw(0.7, 0.95), draw(1.6, 2.1)
+    return lambda time: (far * growth ** pace(time), [(thing, x, y, radius)], None)
+
+
+def _pick(thing: Thing, draw: Draw, pace: Pace, zoom: float, lifts: bool) -> Callable[[float], Scene]:
+    x, y, radius, height = draw(-0.22, 0.22), draw(0.05, 0.25), draw(0.155, 0.19), draw(0.28, 0.4)
+    touch, leave = draw(0.32, 0.42), draw(0.5, 0.6)
+
+    def scene(time: float) -> Scene:  # the hand comes, and goes with the thing or without it
+        above = height * (1 - pace(time, 0, touch) + pace(time, leave, 1))
+        lifted = above if lifts and time > leave else 0
+        return zoom, [(thing, x, y - lifted, radius)], (x, y - radius - above)
+
+    return scene
+
+
+def _between(begin: tuple[float, float], finish: tuple[float, float], share: float) -> tuple[float, float]:
+    return begin[0] + (finish[0] - begin[0]) * share, begin[1] + (finish[1] - begin[1]) * share
+
+
+def _rise(things: tuple[Thing, ...], draw: Draw, pace: Pace) -> Callable[[float], list]:
+    x, y, radius = draw(-0.22, 0.22), draw(-0.12, 0.12), draw(0.155, 0.19)
+    half, drift = draw(0.13, 0.22), draw(-0.05, 0.05)
+    begin, finish = (x - drift, y + half), (x + drift, y - half)
+    return lambda time: [(things[0], *_between(begin, finish, pace(time)), radius)]
+
+
+def _push(things: tuple[Thing, ...], draw: Draw, pace: Pace) -> Callable[[float], list]:
+    x, y, radius = draw(-0.22, 0.22), draw(-0.12, 0.12), draw(0.155, 0.19)
+    half, drift = draw(0.16, 0.28), draw(-0.05, 0.05)
+    begin, finish = (x - half, y - drift), (x + half, y + drift)
+    return lambda time: [(things[0], *_between(begin, finish, pace(time)), radius)]
+
+
+def _come_closer(things: tuple[Thing, ...], draw: Draw, pace: Pace) -> Callable[[float], list]:
+    radius, other = draw(0.155, 0.19), draw(0.155, 0.195)
+    angle = math.radians(draw(-30, 30)) + (math.pi if draw(-1, 1) < 0 else 0)
+    along, across = math.cos(angle), math.sin(angle)
+    near, far = (radius + other) * draw(0.95, 1.1), draw(0.62, 0.8)
+    x = draw(-0.08, 0.08) - along * (near + far) / 4
+    y = draw(-0.06, 0.06) - across * (near + far) / 4
+
+    def things_at(time: float) -> list:
+        away = far + (near - far) * pace(time)
+        return [(things[1], x, y, other), (things[0], x + along * away, y + across * away, radius)]
+
+    return things_at
+
+
+def _drop(things: tuple[Thing, ...], draw: Draw, pace: Pace) -> Callable[[float], list]:
+    radius, other, x = draw(0.155, 0.19), draw(0.155, 0.195), draw(-0.22, 0.22)
+    let_go, top, floor = draw(0.2, 0.45), draw(-0.34, -0.26), draw(0.2, 0.28)
+    fall = floor - 0.9 * (radius + other) - top
+
+    def things_at(time: float) -> list:
+        u = min(max((time - let_go) / 0.25, 0), 1)
+        return [(things[1], x, floor, other), (things[0], x, top + fall * u * u, radius)]
+
+    return things_at
+
+
+def _cover(things: tuple[Thing, ...], draw: Draw, pace: Pace) -> Callable[[float], list]:
+    small, big = draw(0.13, 0.16), draw(0.175, 0.195)
+    place, angle, far = (draw(-0.1, 0.1), draw(0, 0.15)), draw(0, math.pi), draw(0.5, 0.75)
+    begin = place[0] + far * math.cos(angle), place[1] - 0.7 * far * math.sin(angle)
+    return lambda time: [(things[0], *place, small), (things[1], *_between(begin, place, pace(time)), big)]
 
 
 def render_clip(clip: Clip, width: int = WIDTH, height: int = HEIGHT, frames: int = 36) -> np.ndarray:
