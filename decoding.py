@@ -283,6 +283,11 @@ def _nurse(parent: socket.socket) -> None:
                 with contextlib.suppress(OSError), pipes.pop(ended[0]) as pipe:
                     pipe.send(("ended", os.waitstatus_to_exitcode(ended[1])))
 
+    import decord  # noqa: F401  once, before forking
+
+    # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    torch.set_num_threads(1)
     _end_with_parent()
     signal.signal(signal.SIGCHLD, reap)
     with contextlib.suppress(OSError):
@@ -350,15 +355,6 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _main() -> None:
-    import decord  # noqa: F401  once, before forking
-
-    # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    torch.set_num_threads(1)
-    with socket.socket(fileno=int(sys.argv[1])) as parent:
-        _nurse(parent)
-
-
 if __name__ == "__main__":
-    _main()
+    with socket.socket(fileno=int(sys.argv[1])) as _parent:
+        _nurse(_parent)

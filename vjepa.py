@@ -10,7 +10,6 @@ tokens a clip, D their width; the grid (T', H', W') has N = T' * H' * W' tokens.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,16 +244,17 @@ def _seek(path: Path | str, times: np.ndarray) -> Iterator[np.ndarray]:
         raise VideoError(f"it cannot be decoded from the middle{_reason(error)}") from None
 
 
+_SAID_BY_DECORD = {  # parts of its messages, which hold addresses, times and file names beside
+    "st_nb": "no video stream that this decoder knows",
+    "Failed to measure": "its length cannot be told",
+    "avcodec_open2": "its codec does not start",
+    "getting stream info": "its streams are damaged",
+}
+
+
 def _reason(error: Exception) -> str:
-    """decord's message without its time, its own source's place, the file's name and the stack: " (...)" or ""."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    line = re.sub(r"^\[[\d:]+\] \S+: |\[[^\]]*/[^\]]*\] ?|Error reading .*|\(0x[0-9a-f]+\)", "", line)
-    if "st_nb" in line:
-        return " (no video stream that this decoder knows)"
-    if line.startswith("Check failed"):  # of its own source's variables
-        return ""
-    line = "".join(c for c in line if c.isprintable()).strip()[:100]
-    return f" ({line})" if line else ""
+    """What is known about an error of decord or PyAV, the same words each time: " (...)" or ""."""
+    return next((f" ({words})" for part, words in _SAID_BY_DECORD.items() if part in str(error)), "")
 
 
 # ---- encoding ----
