@@ -40,17 +40,21 @@ def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer: two runs that meet in one folder do not write into one file.
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    beside = None
     try:
+        # A name of its own for each writer: two runs that meet in one folder do not write into one file.
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+    except BaseException as error:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # not the unfinished one's name, or none at all
         raise
 
 
@@ -111,7 +115,16 @@ def read_json(path: Path | str, what: str) -> Any:
 
 def save_tensors(path: Path | str, value: Any) -> None:
     """torch.save, whole or not at all."""
-    write_atomic(path, lambda file: torch.save(value, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch, as it closes its archive after the disk's own error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomic(path, write)
 
 
 def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
