@@ -57,21 +57,26 @@ class AbsorbedCrossAttention(nn.MultiheadAttention):
         Returns:
             (B, Q, C).
         """
-        heads, width, queries = self.num_heads, self.head_dim, x.shape[1]
+        heads, width = self.num_heads, self.head_dim
         w_q, w_k, w_v = self.in_proj_weight.unflatten(0, (3, self.embed_dim))
         b_q, _, b_v = self.in_proj_bias.unflatten(0, (3, self.embed_dim))
         q = F.linear(x, w_q, b_q).unflatten(-1, (heads, width)) * width**-0.5  # (B, Q, H, C/H)
-        q = q.transpose(1, 2) @ w_k.unflatten(0, (heads, width))  # (B, H, Q, C)
-        q = (q @ projection.weight).flatten(1, 2)  # (B, HQ, D)
-        scores = q @ features.mT  # (B, HQ, N)
+        q = q.permute(2, 0, 1, 3).flatten(1, 2) @ w_k.unflatten(0, (heads, width))  # (H, BQ, C)
+        q = (q @ projection.weight).unflatten(1, x.shape[:2]).transpose(0, 1).flatten(1, 2)  # (B, HQ, D)
+        scores = q.expand(len(features), -1, -1) @ features.mT  # (B, HQ, N)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        p = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        total = p.sum(-1, keepdim=True)  # (B, HQ, 1), not 1 under dropout
-        value = F.linear(p @ features, projection.weight) + total * projection.bias  # (B, HQ, C)
-        value = value.unflatten(1, (heads, queries)) @ w_v.unflatten(0, (heads, width)).mT  # (B, H, Q, C/H)
-        value = value + total.unflatten(1, (heads, queries)) * b_v.unflatten(0, (heads, 1, width))
-        return self.out_proj(value.transpose(1, 2).flatten(2))
+        p, total = scores.softmax(-1), 1.0
+        if self.training and self.dropout > 0:
+            p = F.dropout(p, self.dropout)
+            total = self._heads_first(p.sum(-1, keepdim=True))  # (H, BQ, 1)
+        value = F.linear(self._heads_first(p @ features), projection.weight) + total * projection.bias  # (H, BQ, C)
+        value = value @ w_v.unflatten(0, (heads, width)).mT + total * b_v.unflatten(0, (heads, 1, width))
+        return self.out_proj(value.unflatten(1, (len(features), -1)).permute(1, 2, 0, 3).flatten(2))
+
+    def _heads_first(self, x: Tensor) -> Tensor:
+        """(B, HQ, ...) -> (H, BQ, ...): a weight's gradient is one product, not one for each clip and their sum."""
+        return x.unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(1, 2)
 
 
 class Block(nn.Module):

@@ -67,7 +67,7 @@ def test_absorbed_attention_equals_the_textbook_in_outputs_and_all_gradients(dep
 
 def test_the_sums_that_dropout_changes_are_kept():
     """With attention dropout, sum(p) is not 1: the biases' share must follow it, as in the textbook."""
-    absorbed, reference = pair(num_queries=3, dim=8, visual_dim=4, num_heads=2)
+    absorbed, reference = pair(dropout=0.5, num_queries=3, dim=8, visual_dim=4, num_heads=2)
     x, features = torch.randn(2, 3, 8), some_features(2, 5, 4)
     kept = torch.bernoulli(torch.full((2, 6, 5), 0.5)) * 2  # what dropout multiplies p by
     cross, plain = absorbed.blocks[0].cross_attn, reference.blocks[0].cross_attn
