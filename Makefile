@@ -25,11 +25,11 @@ setup: .venv/installed
 demo: .venv/installed
 	$(RUN) sample.py render --data $(DATA)
 	$(RUN) preprocess_something_something_v2.py --data $(DATA) --splits train validation test \
-		--encoder sample/vjepa2 --frames 16
+		--encoder sample/vjepa2 --frames 8
 	$(RUN) prepare_annotations.py --data $(DATA)
 	$(RUN) train.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) $(RECIPE)
 	$(RUN) evaluate.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --split test \
-		--actions --grounding
+		--actions --grounding --copy-videos
 	$(RUN) infer.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --num-samples 10 --gif
 	@echo "Captions: $(RESULTS)/index.html   Ten clips: $(RESULTS)/inference/index.html   Scores: $(RESULTS)/evaluation.json"
 
