@@ -37,6 +37,7 @@ PUBLISHED = {  # what the published code trained with, and does not say in its c
     },
 }
 PUBLISHED_HEADS = 4
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass
@@ -96,8 +97,8 @@ def shape_of(weights: dict[str, Tensor], path: Path) -> dict[str, int]:
     Raises: UserError where they are no Q-Former's, or not whole tensors (one with strides of 0 can claim any size).
     """
     for name, tensor in weights.items():
-        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_contiguous()
-        if not dense or not tensor.is_floating_point():
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_contiguous()
+        if not plain or tensor.dtype not in FLOATS or tensor.device.type != "cpu":
             raise UserError(f"the checkpoint: {path} is damaged: {name!r:.80} is not a tensor of numbers")
     try:
         _, queries, dim = weights["query_tokens"].shape
@@ -213,7 +214,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
         fits = saved == list(range(len(parameters))) and (not kept or list(kept) == saved)
         shapes = [parameter.shape for parameter in parameters]
         fits = fits and all(tensor.shape == shapes[index] for index, (_, *both) in kept.items() for tensor in both)
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):  # whatever as_tensor makes of other things
         fits = False
     if fits:
         names = ("step", "exp_avg", "exp_avg_sq")
@@ -226,7 +227,7 @@ def _averages(entry: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """AdamW's state of one parameter. Raises: ValueError where it could not have come to be."""
     step, mean, square = (torch.as_tensor(entry[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
     for tensor in (step, mean, square):
-        if not (tensor.is_floating_point() and tensor.is_contiguous() and tensor.isfinite().all()):
+        if not (tensor.dtype in FLOATS and tensor.is_contiguous() and tensor.isfinite().all()):
             raise ValueError("not finite numbers")
     if step.numel() != 1 or step < 0 or (square < 0).any():
         raise ValueError("not an average of squares")

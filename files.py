@@ -177,10 +177,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}; everything written before is still good", 1
-    where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
     # torch's error where the CPU's memory is not enough has no class of its own.
-    if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+    if isinstance(error, RuntimeError) and not on_gpu and "can't allocate memory" not in str(error):
         raise error
+    where = "the GPU's memory" if on_gpu else "memory"
     return f"{where} is not enough; use smaller batches; everything written before is still good", 1
 
 

@@ -97,6 +97,8 @@ class Trainer:
         self.layout = dataset.check_data(args.data)
         self.best = args.checkpoint.parent / f"{args.checkpoint.stem}_best.pt"
         self.records = {split: self._records(split) for split in ("train", "validation")}
+        if args.checkpoint.is_dir() and not args.eval_only:
+            raise UserError(f"--checkpoint {args.checkpoint} is a folder; give the file that is to be written")
         saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
         if args.eval_only and saved is None:
             raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
@@ -213,8 +215,6 @@ class Trainer:
         files.check_writable(self.args.results)
         if self.args.eval_only:
             return
-        if self.args.checkpoint.is_dir():
-            raise UserError(f"--checkpoint {self.args.checkpoint} is a folder; give the file that is to be written")
         files.check_writable(self.args.checkpoint.parent)
         for path in (self.args.checkpoint, self.best):
             files.remove_unfinished(path)

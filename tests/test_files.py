@@ -92,3 +92,40 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     ]
     assert [writer.wait() for writer in writers] == [0, 0]
     assert (tmp_path / "f").read_text() in ("a" * 5000, "b" * 5000) and os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), 10**15])
+def test_memory_that_is_not_enough_is_one_line_with_code_1(capsys, error):
+    def fail():
+        if isinstance(error, int):
+            torch.empty(error)
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        files.run(fail)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and "memory is not enough; use smaller batches" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), NotImplementedError("another")])
+def test_a_bug_keeps_its_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        files.run(fail)
+
+
+def test_what_a_killed_process_did_not_finish_is_removed_once_it_is_old(tmp_path):
+    old, new, other = (tmp_path / name for name in (".a.pt.x.tmp", ".a.pt.y.tmp", ".b.pt.z.tmp"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    files.remove_unfinished(tmp_path / "a.pt")
+    assert sorted(tmp_path.iterdir()) == [new, other]
+
+
+def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
+    files.write_json(tmp_path / "a.json", ["half a pair \ud800"])
+    assert files.read_json(tmp_path / "a.json", "it") == ["half a pair \ud800"]
