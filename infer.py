@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +30,11 @@ from files import UserError
 from qformer import VideoCaptioner
 from streaming import WindowDecoder
 from templates import TemplateReader
-from vjepa import probe, read_frames
+from vjepa import VideoError, probe, read_frames
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0
+GIF_BYTES = 512 << 20  # of decoded frames that are in memory at once
 LINES_SHOWN = 20  # of a long video's captions, on the screen
 
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         clips = choose_test_clips(args.data, args.num_samples, args.seed)
     for clip, name in zip(clips, videos.copy_names([clip.path for clip in clips], folder), strict=True):
         clip.name, clip.id = name, clip.id or Path(name).stem
-    folder.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is said now, not after an hour
+    files.check_writable(folder)  # now, not after an hour's work
     starting = contextlib.nullcontext() if args.window else contextlib.closing(Nursery())
     with starting as nursery:  # the processes that decode start while the models load
         captioner = load_captioner(args)
@@ -214,8 +214,7 @@ def write_beside(clip: Clip, folder: Path, args: argparse.Namespace) -> None:
     """Copy the video into `folder`, and write its subtitles or its GIF beside it."""
     copy = folder / clip.name
     if copy.resolve() != clip.path.resolve():
-        with open(clip.path, "rb") as video:
-            files.write_atomic(copy, lambda file: shutil.copyfileobj(video, file, 1 << 20))
+        files.copy(clip.path, copy)
     if clip.windows:
         files.write_text(copy.with_suffix(".srt"), timeline.srt(clip.segments))
         files.write_text(copy.with_suffix(".vtt"), timeline.vtt(clip.segments))
@@ -233,10 +232,20 @@ def write_beside(clip: Clip, folder: Path, args: argparse.Namespace) -> None:
         }
         files.write_json(copy.with_suffix(".json"), content)
     if args.gif:
-        duration = probe(copy).duration
-        count = min(GIF_FRAMES, max(1, round(duration * GIF_FPS)))
-        frames = read_frames(copy, count)  # (T, H, W, 3)
-        gif.write_gif(copy.with_suffix(".gif"), frames, clip.prediction, count / max(duration, 0.1))
+        try:
+            write_gif(clip, copy)
+        except (VideoError, UserError) as error:
+            print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
+
+
+def write_gif(clip: Clip, copy: Path) -> None:
+    """Draw a clip's caption under it. Raises: VideoError, UserError where it gives no GIF."""
+    video = probe(copy)
+    most = min(GIF_FRAMES, max(2, GIF_BYTES // (video.width * video.height * 3)))
+    count = min(most, max(1, round(video.duration * GIF_FPS)))
+    reference = clip.references[0] if clip.references else None
+    frames = read_frames(copy, count)  # (T, H, W, 3)
+    gif.write_gif(copy.with_suffix(".gif"), frames, clip.prediction, count / video.duration, reference=reference)
 
 
 def write_results(

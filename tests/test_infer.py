@@ -1,8 +1,10 @@
 """Captioning of videos: which are taken, what is written for them, and what happens to those that cannot be."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -169,6 +171,18 @@ def test_copies_are_whole_and_the_page_plays_them(namer, tmp_path):
     page = (tmp_path / "inference" / "index.html").read_text()
     assert all(name in page for name in copies)
     assert "<i>.webm" not in page
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are all Unicode")
+def test_a_file_name_that_is_no_utf8_is_captioned(namer, tmp_path):
+    video = write_video(tmp_path / "red.webm", "red")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.webm"))
+    video.rename(odd)
+    code, results = run(tmp_path, "--video", odd, "--window", 1)
+    assert code == 0
+    (row,) = results["predictions"]
+    assert (row["video"], row["prediction"]) == ("caf_.webm", "showing red")
+    assert row["source"] == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.webm"
 
 
 def test_a_gif_of_each_clip_shows_it_under_a_megabyte(namer, tmp_path):
