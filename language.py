@@ -83,9 +83,17 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     logging.disable_progress_bar()  # the scripts draw their own
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        lm = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        # A checkpoint names its language model: code that comes with a model is not run, nor is the user asked.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+        if loading["missing_keys"]:  # transformers makes them up at random
+            raise ValueError(f"its files lack {len(loading['missing_keys'])} weights")
+    # Damaged folders fail in each library's own way (safetensors, tokenizers, JSON, shapes)
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"the language model {name!r} does not load ({reason}); give --llm a hub name or a local folder"

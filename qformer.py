@@ -204,6 +204,10 @@ class VideoCaptioner(
         """A caption's token ids as the language model reads them behind the prompt, without EOS."""
         return language.caption_ids(self.tokenizer, self.prompt, caption)
 
+    def _ids_that_fit(self, caption: str) -> list[int]:
+        """Its token ids, cut off where the language model has no more positions."""
+        return self.caption_ids(caption)[: self.max_caption_tokens]
+
     def _autocast(self) -> contextlib.AbstractContextManager:
         on_gpu = self.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext()
@@ -248,7 +252,7 @@ class VideoCaptioner(
     ) -> Tensor:
         """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`."""
         rows = [[row] if isinstance(row, str) else row for row in captions]
-        ids = [[self.caption_ids(caption) for caption in row] for row in rows]
+        ids = [[self._ids_that_fit(caption) for caption in row] for row in rows]
         with self._autocast():
             return self._caption_nll(self.prefix(features, mask), ids)
 
@@ -310,7 +314,7 @@ class VideoCaptioner(
         Mean log-likelihood, in nats a token, of a text's tokens and EOS. A clip's prefix is read once; the texts
         follow in blocks over its key-value cache.
         """
-        ids = [self.caption_ids(text) for text in texts]
+        ids = [self._ids_that_fit(text) for text in texts]
         with self._in_eval(), self._autocast():
             prefix = self.prefix(features)
             if not self.shares_prefix:

@@ -381,7 +381,7 @@ def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transfo
 
     logging.disable_progress_bar()  # one line for each file of weights, however small
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         described = _described_transform(name, config)
         if config.model_type != "vjepa2":
             raise ValueError(f"it is a {config.model_type}, not a V-JEPA 2")

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import language
 import tiny
@@ -51,3 +54,43 @@ def test_a_language_model_that_is_not_there_is_a_plain_error(tmp_path):
         language.load(str(tmp_path), torch.device("cpu"))
     lm, tokenizer = language.load(str(tiny.save_lm(tmp_path / "lm")), torch.device("cpu"))
     assert lm.config.model_type == "qwen2" and tokenizer.eos_token == tiny.EOS
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_language_model_in_a_folder_loads_whole(tmp_path, kind, tie):
+    folder = tiny.save_lm(tmp_path / "lm", kind, tie=tie)
+    lm, _ = language.load(str(folder), torch.device("cpu"))
+    for name, tensor in tiny.tiny_lm(kind, tie=tie).state_dict().items():
+        assert torch.equal(lm.state_dict()[name], tensor)
+
+
+def lack_a_weight(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if "layers.1.mlp.up" not in name}, folder / "x")
+    (folder / "x").replace(folder / "model.safetensors")
+
+
+def run_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "new", "auto_map": names}))
+    (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(folder / 'ran')!r}).mkdir()")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lack_a_weight,
+        run_code,
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "config.json").write_text("[1]"),
+    ],
+)
+def test_a_language_model_that_is_damaged_or_brings_code_is_refused(tmp_path, damage):
+    folder = tiny.save_lm(tmp_path / "lm")
+    damage(folder)
+    with pytest.raises(UserError, match="the language model .* does not load"):
+        language.load(str(folder), torch.device("cpu"))
+    assert not (folder / "ran").exists()

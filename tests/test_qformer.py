@@ -176,6 +176,15 @@ def test_generation_does_not_run_past_the_positions_of_the_language_model():
     assert len(captioner.generate(some_features(), max_new_tokens=50)) == 3
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_captions_longer_than_the_positions_of_the_language_model_are_cut_off(kind):
+    """Validation's and the templates': training leaves such captions out, and says so."""
+    captioner = tiny.tiny_captioner(kind)
+    long, longer = "a ball " * 300, "a ball " * 400
+    assert torch.equal(captioner.losses(some_features(1), [long]), captioner.losses(some_features(1), [longer]))
+    assert captioner.score(some_features(), [long, "a ball"]).isfinite().all()
+
+
 def test_frozen_means_frozen():
     captioner = tiny.tiny_captioner(dropout=0.1)
     before = copy.deepcopy(captioner.lm.state_dict())
