@@ -62,7 +62,7 @@ class CacheConfig:
             counts = (config.frames, config.size, config.tokens, config.dim)
             good = all(type(count) is int and count > 0 for count in counts) and len(config.mean) == 3
             good = good and len(config.std) == 3 and config.dtype in DTYPES and config.pool in POOLS
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             good = False
         if not good:
             raise UserError("the description of the features (config.json) is damaged; make the cache again")

@@ -135,7 +135,7 @@ def _actions(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
 
 def _as_caption(template: str, records: list[dataset.Record]) -> str:
     """A template as a caption would say it: "[something]" as "something", in lower case where the captions are."""
-    text = template.replace("[", "").replace("]", "")
+    text = dataset.clean(template.replace("[", "").replace("]", ""))
     plain = all(caption == caption.lower() for record in records for caption in record["label"])
     return text.lower() if plain else text
 

@@ -411,7 +411,7 @@ class VideoCaptioner(
         try:
             qformer = QFormer(**config["qformer"])
             captioner = cls(lm, tokenizer, qformer, config["prompt"], config)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a prompt that is no text for a tokenizer
             raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
         if captioner.max_caption_tokens is not None and captioner.max_caption_tokens < 1:
             raise UserError(f"{path} does not fit the language model {config['llm']}: it has too few positions")
