@@ -11,9 +11,8 @@ import random
 import shutil
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +25,14 @@ import cache
 import dataset
 import files
 import ranks
-from cache import CacheConfig, Packed
+from cache import CacheConfig
 from decoding import ClipDecoder, Failure, Nursery
+from encoding import Saver, encode_ahead
 from files import UserError
 from interrupts import Interrupted
 from vjepa import DEFAULT_ENCODER, VideoEncoder
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
-BATCHES_TO_SAVE = 2  # that wait or are being written: a disk slower than the encoder must not fill the memory
 
 
 class Clip(NamedTuple):
@@ -68,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--dtype", choices=list(cache.DTYPES), default="float16", help="what features are kept as; int8: half the disk")
     add("--pool", type=int, choices=cache.POOLS, default=1, help="keep the mean of POOL x POOL patches of a time step")
-    add("--batch-size", type=arguments.count, help="clips encoded at once (default: what fills the GPU; 8 on a CPU)")
+    add("--batch-size", type=arguments.count, help="clips encoded at once (default: what fills the GPU; few on a CPU)")
     add("--workers", type=arguments.count, default=cores(), help="processes that decode, for each process that encodes")
     add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that decoding one clip may take")
     return parser.parse_args(argv)
@@ -215,10 +214,7 @@ def encode_clips(
     decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, args.workers, args.clip_timeout, nursery=nursery)
     with progress, saver, decoder:
         size = encoder.prepare(args.batch_size)
-        for keys, frames in batches(decoder, size, failures, progress):
-            if encoder.device.type == "cuda":
-                frames = frames.pin_memory()
-            packed = cache.pack(encoder.encode(frames), config.dtype, config.pool, encoder.grid)
+        for keys, packed in encode_ahead(encoder, config, batches(decoder, size, failures, progress)):
             saver.save([((clip.split, clip.id), path_of(clip)) for clip in keys], packed)
             progress.update(len(keys))
         saver.finish()
@@ -240,63 +236,6 @@ def batches(decoder: ClipDecoder, size: int, failures: Failures, progress: tqdm)
             keys, frames = [], []
     if keys:
         yield keys, torch.stack(frames)
-
-
-class Saver:
-    """Writes features in the background, a bounded number of batches behind the encoder."""
-
-    def __init__(self, failures: Failures) -> None:
-        """`failures`: where clips go whose features are not numbers."""
-        self.failures = failures
-        self.threads = ThreadPoolExecutor(BATCHES_TO_SAVE, thread_name_prefix="saving")
-        self.waiting: deque[Future[None]] = deque()
-        self.closing = threading.Event()
-
-    def __enter__(self) -> "Saver":
-        """Ready."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop after the file that is being written."""
-        self.closing.set()
-        self.threads.shutdown(wait=True, cancel_futures=True)
-
-    def save(self, names: list[tuple[tuple[str, str], Path]], packed: Packed) -> None:
-        """Write a batch's clips soon. Raises: OSError where an earlier one could not be written."""
-        if len(self.waiting) == BATCHES_TO_SAVE:
-            self.waiting.popleft().result()
-        on_host, event = to_host(packed)
-        self.waiting.append(self.threads.submit(self._write, names, on_host, event))
-
-    def finish(self) -> None:
-        """Wait for all that is being written. Raises: OSError where something could not be."""
-        while self.waiting:
-            self.waiting.popleft().result()
-
-    def _write(self, names: list[tuple[tuple[str, str], Path]], packed: Packed, event: Any) -> None:
-        if event is not None:
-            event.synchronize()
-        for row, (key, path) in enumerate(names):
-            if self.closing.is_set():
-                return
-            clip = Packed(*(None if part is None else part[row] for part in packed))
-            try:
-                cache.save(path, clip)
-            except ValueError as error:
-                self.failures[key] = str(error)
-
-
-def to_host(packed: Packed) -> tuple[Packed, Any]:
-    """The features in main memory, and the event after which they are there (None: now). The GPU is not waited for."""
-    if packed.values.device.type != "cuda":
-        return packed, None
-    parts = [None if p is None else torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p in packed]
-    for ours, theirs in zip(parts, packed, strict=True):
-        if ours is not None:
-            ours.copy_(theirs, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return Packed(*parts), event
 
 
 def write_failures(
@@ -327,7 +266,7 @@ def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
     print(f"encoded {count - len(failures)} clips into {layout.features}")
     if failures:
         print(f"{len(failures)} clips failed:")
-        for reason, times in Counter(failures.values()).most_common():
+        for reason, times in Counter(failures.values()).most_common(NAMED):
             print(f"  {times} x {files.printable(reason)}")
         for (split, clip_id), reason in sorted(failures.items())[:NAMED]:
             print(f"  {split}/{clip_id}: {files.printable(reason)}")

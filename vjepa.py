@@ -10,6 +10,7 @@ tokens a clip, D their width; the grid (T', H', W') has N = T' * H' * W' tokens.
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as V-JEP
 MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
 RESIZED_AT_ONCE = 64 << 20  # bytes of decoded frames that wait to be resized
+ROWS_ON_CPU = 2048  # tokens in a batch: more make no matrix product faster, and the last batch longer
 READ_THROUGH = 250  # frames: windows that start later than this seek instead of decoding all that is before
 
 
@@ -260,6 +262,10 @@ def _reason(error: Exception) -> str:
 # ---- encoding ----
 
 
+class Stopped(Exception):
+    """Another thread has no use any more for what was being encoded."""
+
+
 class VideoEncoder:
     """A frozen V-JEPA 2: float16 on a GPU, float32 on a CPU, without its predictor."""
 
@@ -291,6 +297,10 @@ class VideoEncoder:
         self.tokens, self.dim = self.grid[0] * side * side, config.hidden_size
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
         self.weights = _fingerprint(self.model)
+        self.stop = threading.Event()  # set: ends what `encode` is at, between two layers, with Stopped
+        if self.device.type != "cuda":  # a GPU is quick; and a hook would break up what it compiles
+            for layer in self.model.layer:
+                layer.register_forward_pre_hook(self._check_stop)
         self._batch = 0  # smaller batches are filled up to this one
         self._forward = self._normalize_and_encode
 
@@ -339,6 +349,10 @@ class VideoEncoder:
             clips = torch.cat([clips, clips[-1:].expand(self._batch - count, *clips.shape[1:])])
         return self._forward(clips)[:count]
 
+    def _check_stop(self, *_: object) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
     def _normalize_and_encode(self, clips: Tensor) -> Tensor:
         mean = torch.tensor(self.transform.mean, device=self.device).view(3, 1, 1)
         std = torch.tensor(self.transform.std, device=self.device).view(3, 1, 1)
@@ -346,9 +360,9 @@ class VideoEncoder:
         return self.model(pixels).last_hidden_state
 
     def prepare(self, batch: int | None) -> int:
-        """Make ready for many batches of one size: compile on a GPU, where None means one that fills the card."""
+        """Make ready for many batches of one size: compile on a GPU. None: what fills it; few on a CPU."""
         if self.device.type != "cuda":
-            batch = batch or 8
+            batch = batch or max(1, min(16, ROWS_ON_CPU // self.tokens))
             # With few rows a matrix product's rounding depends on how many there are. Filled up, a clip's features do
             # not depend on which clips it meets, in a resumed run say; with many tokens the time would be felt.
             self._batch = batch if self.tokens < 1024 else 0
