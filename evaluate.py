@@ -115,14 +115,17 @@ def _actions(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
     for record in reader.records:
         if template_key(record.get("template") or "") not in places:
             raise UserError(f"--actions: labels.json does not hold clip {record['id']}'s {record.get('template')!r}")
-    texts = [_as_caption(template, reader.records) for template in templates]
+    # In the case of the training captions: SSv2's test answers begin with a capital, its labels do not.
+    learnt = dataset.read_ready(args.data, "train")[:1000]
+    plain = all(caption == caption.lower() for record in learnt for caption in record["label"])
+    texts = [_as_caption(template.lower() if plain else template) for template in templates]
     captioner = reader.captioner
     tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
     weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
     clips = len(reader.records)
     reader.ranks.say(
-        f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.0f} M "
-        f"parameters: {2 * weights * tokens * clips / 1e12:,.1f} TFLOP in all"
+        f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.3g} M "
+        f"parameters: {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
     )
     found = {}
     for batch, features in reader.batches("actions"):
@@ -133,11 +136,9 @@ def _actions(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
     return reader.gathered(found)
 
 
-def _as_caption(template: str, records: list[dataset.Record]) -> str:
-    """A template as a caption would say it: "[something]" as "something", in lower case where the captions are."""
-    text = dataset.clean(template.replace("[", "").replace("]", ""))
-    plain = all(caption == caption.lower() for record in records for caption in record["label"])
-    return text.lower() if plain else text
+def _as_caption(template: str) -> str:
+    """A template as a caption would say it: "[something]" as "something"."""
+    return dataset.clean(template.replace("[", "").replace("]", ""))
 
 
 def _reversed(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout) -> dict[str, str]:
