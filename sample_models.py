@@ -272,14 +272,15 @@ def invent(record: dict, captions: list[str], rng: random.Random) -> tuple[list[
     """One of a clip's captions with other things in it: (the words that it is about, the caption).
 
     Were the things left, the model would know which things an action never has in training, and refuse to name
-    them in the test.
+    them in the test. One in ten is the label with "something" for each thing: so are actions scored by likelihood.
     """
     things = [f"{rng.choice(list(world.COLOURS))} {rng.choice(world.SHAPES)}" for _ in record["placeholders"]]
-    caption = rng.choice(captions)
+    vague = rng.random() < 0.1
+    caption = captions[0] if vague else rng.choice(captions)
     for place, name in enumerate(record["placeholders"]):
         caption = caption.replace(name, f"[{place}]")
     for place, name in enumerate(things):
-        caption = caption.replace(f"[{place}]", name)
+        caption = caption.replace(f"[{place}]", "something" if vague else name)
     action = " ".join(record["template"].lower().replace("[something]", "").split())
     hints = [action] + [f"{place} {name}" for place, name in zip(("first", "second"), things, strict=False)]
     return hints, caption
@@ -314,7 +315,7 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
     records = dataset.read_split(data, "train")
     said = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
     captions = {record["id"]: [record["label"], *said[record["id"]]] for record in records}
-    texts = [f"{PROMPT} {caption} first second" for some in captions.values() for caption in some]
+    texts = [f"{PROMPT} {caption} first second something" for some in captions.values() for caption in some]
     tokenizer = train_tokenizer(texts)
     model = Qwen2ForCausalLM(lm_config(tokenizer)).train()
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
