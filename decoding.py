@@ -31,10 +31,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from files import UserError
 from vjepa import Transform, VideoError, read_clip
 
 SLOTS = 2  # clips a worker may have in hand: one being decoded, one that waits, so that it never idles
 WORKER_MEMORY = 4 << 30  # bytes a worker may take beyond what it starts with: a damaged header can ask for any size
+TRIES = 3  # workers that end before they are up, one after another, until it is called an error
 GRACE = 5.0  # seconds past the time limit after which the parent ends a worker that could not end itself
 
 
@@ -95,6 +97,7 @@ class ClipDecoder:
         self.closing = threading.Event()
         self.workers: list[_Worker] = []
         self.again: deque[_Job] = deque()  # waited in a worker that died over another clip
+        self.stillborn = 0
         self.nursery, self.own_nursery = nursery, nursery is None
         self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
@@ -110,7 +113,7 @@ class ClipDecoder:
         self.thread.join()
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor | Failure]]:
-        """Each clip once. Raises what reading the jobs raised."""
+        """Each clip once. Raises what reading the jobs raised, and UserError where no worker starts."""
         with self:
             while (item := self.out.get()) is not None:
                 if isinstance(item, BaseException):
@@ -181,7 +184,7 @@ class ClipDecoder:
         except (EOFError, OSError):  # the nursery itself is gone
             what, value = "ended", None
         if what == "pid":
-            worker.pid, worker.since = value, time.monotonic()
+            worker.pid, worker.since, self.stillborn = value, time.monotonic(), 0
         elif what == "ended":
             self._replace(worker, value)
         else:
@@ -196,13 +199,19 @@ class ClipDecoder:
         return clip
 
     def _replace(self, worker: _Worker, code: int | None) -> None:
-        """A worker that ended over a clip: name the clip, keep what waited behind it, start another."""
+        """A worker that ended over a clip: start another, name the clip, keep what waited behind it."""
         worker.pipe.close()
+        self.workers[self.workers.index(worker)] = self._start()
+        if worker.pid is None:  # no clip is to blame
+            self.again.extend(job for _, job in worker.jobs)
+            self.stillborn += 1
+            if self.stillborn > TRIES:
+                raise UserError(f"the processes that decode do not start: see what python {__file__} says")
+            return
         _, job = worker.jobs.popleft()
         self.again.extend(waiting for _, waiting in worker.jobs)
         late = code == -signal.SIGALRM or time.monotonic() - worker.since > self.timeout + GRACE
         reason = f"decoding took longer than {self.timeout:g} s" if late else "decoding it ended the worker process"
-        self.workers[self.workers.index(worker)] = self._start()
         self._put((job.key, Failure(reason)))
 
     def _start(self) -> _Worker:
@@ -288,7 +297,6 @@ def _nurse(parent: socket.socket) -> None:
     # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     torch.set_num_threads(1)
-    _end_with_parent()
     signal.signal(signal.SIGCHLD, reap)
     with contextlib.suppress(OSError):
         while True:

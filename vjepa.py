@@ -30,7 +30,6 @@ MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
 RESIZED_AT_ONCE = 64 << 20  # bytes of decoded frames that wait to be resized
 ROWS_ON_CPU = 2048  # tokens in a batch: more make no matrix product faster, and the last batch longer
-READ_THROUGH = 250  # frames: windows that start later than this seek instead of decoding all that is before
 
 
 class VideoError(Exception):
@@ -134,7 +133,7 @@ def _sample(
 ) -> tuple[Iterator[np.ndarray], np.ndarray]:
     """The distinct frames (H, W, 3) to be read, in order, and which of them each of `count` samples is."""
     reader = _open(path)
-    first, after, times = 0, len(reader), None
+    first, after = 0, len(reader)
     if start is not None or end is not None:
         times, _ = _times(reader)
         first = int(np.searchsorted(times, start or 0.0))
@@ -143,8 +142,6 @@ def _sample(
             first = max(0, min(first, len(times)) - 1)
             after = first + 1
     wanted, repeats = np.unique(first + frame_indices(after - first, count), return_inverse=True)
-    if first > READ_THROUGH:
-        return _seek(path, times[wanted]), repeats
     return _in_order(reader, wanted.tolist()), repeats
 
 
@@ -212,40 +209,6 @@ def _times(reader: Any) -> tuple[np.ndarray, float]:
     return times, fps
 
 
-def _seek(path: Path | str, times: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames that are shown at `times` (seconds from the first frame), decoding from a key frame before them.
-
-    By PyAV, whose frames carry their time: what comes out of a seek is known, and not counted.
-    """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            origin = next(container.decode(stream)).pts
-            unit = float(stream.time_base)
-            back, first = 0.0, origin + times[0] / unit
-            while True:  # some files seek by decoding time, which runs ahead of what is shown: go back until before it
-                target = max(first - back / unit, origin)
-                container.seek(int(target), stream=stream, backward=True)
-                frames = (frame for frame in container.decode(stream) if frame.pts is not None)
-                frame = next(frames)
-                if frame.pts * unit <= first * unit + 1e-4 or target <= origin:
-                    break
-                back = 2 * back + 1.0
-            for time in times:
-                while (frame.pts - origin) * unit < time - 1e-4:
-                    frame = next(frames)
-                yield frame.to_ndarray(format="rgb24")
-    except VideoError:
-        raise
-    except StopIteration:
-        raise VideoError("it ends before its index says") from None
-    except Exception as error:
-        raise VideoError(f"it cannot be decoded from the middle{_reason(error)}") from None
-
-
 _SAID_BY_DECORD = {  # parts of its messages, which hold addresses, times and file names beside
     "st_nb": "no video stream that this decoder knows",
     "Failed to measure": "its length cannot be told",
@@ -255,7 +218,7 @@ _SAID_BY_DECORD = {  # parts of its messages, which hold addresses, times and fi
 
 
 def _reason(error: Exception) -> str:
-    """What is known about an error of decord or PyAV, the same words each time: " (...)" or ""."""
+    """What is known about an error of decord, the same words each time: " (...)" or ""."""
     return next((f" ({words})" for part, words in _SAID_BY_DECORD.items() if part in str(error)), "")
 
 
@@ -342,12 +305,20 @@ class VideoEncoder:
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
-        """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D) on the encoder's device."""
+        """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D) on the encoder's device.
+
+        Raises: UserError where a GPU cannot hold that many; Stopped where `stop` was set meanwhile.
+        """
         count = len(clips)
         clips = clips.to(self.device, non_blocking=True)
         if count < self._batch:
             clips = torch.cat([clips, clips[-1:].expand(self._batch - count, *clips.shape[1:])])
-        return self._forward(clips)[:count]
+        try:
+            return self._forward(clips)[:count]
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU has not the memory to encode {len(clips)} clips at once: lower --batch-size"
+            ) from None
 
     def _check_stop(self, *_: object) -> None:
         if self.stop.is_set():
@@ -373,6 +344,8 @@ class VideoEncoder:
             self._forward = torch.compile(eager, dynamic=False)
             self._batch = batch  # the compiled encoder knows one shape
             self.encode(torch.zeros(batch, self.frames, 3, self.transform.size, self.transform.size, dtype=torch.uint8))
+        except UserError:
+            raise
         except Exception:  # a machine without a C compiler: slower, the same features
             self._forward, self._batch = eager, 0
         return batch

@@ -10,6 +10,7 @@ import torch
 import decoding
 import filming
 from decoding import ClipDecoder, Failure, Nursery
+from files import UserError
 from vjepa import Transform, read_clip
 
 TRANSFORM = Transform(32)
@@ -159,6 +160,14 @@ def test_the_nursery_may_die_too(clips, slow):
     assert isinstance(decoded["slow"], Failure)
     assert not any(isinstance(decoded[key], Failure) for key in clips)
     assert not decoder.nursery.is_alive()
+
+
+def test_workers_that_never_start_are_an_error_and_not_the_clips_fault(clips, monkeypatch, tmp_path):
+    broken = tmp_path / "decoding.py"
+    broken.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(decoding, "__file__", str(broken))
+    with pytest.raises(UserError, match="do not start"):
+        decode(clips.items(), None)
 
 
 def test_leaving_early_ends_the_workers(slow, nursery):

@@ -74,12 +74,10 @@ def test_open_groups_of_pictures_do_not_confuse_the_frames(open_groups):
         assert np.array_equal(read_frames(open_groups, count), expected[frame_indices(100, count)])
 
 
-@pytest.mark.parametrize("seek", [False, True], ids=["in order", "by seeking"])
 @pytest.mark.parametrize("name", ["vp9", "open_groups"])
-def test_a_windows_frames_are_those_shown_in_it(name, seek, request, monkeypatch):
+def test_a_windows_frames_are_those_shown_in_it(name, request):
     path = request.getfixturevalue(name)
     expected = np.stack(filming.decoded_by_ffmpeg(path))
-    monkeypatch.setattr(vjepa, "READ_THROUGH", -1 if seek else 10_000)
     for start, end in ((0.0, 1.0), (0.5, 1.5), (1.1, 2.9), (2.0, None), (2.5, 99.0)):
         first = int(np.ceil(start * 12 - 1e-3))
         after = min(len(expected), int(np.ceil((end or 99) * 12 - 1e-3)))
