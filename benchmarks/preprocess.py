@@ -29,31 +29,31 @@ import sample
 from benchmarks import measure
 from vjepa import VideoEncoder, read_clip
 
-WIDTH, HEIGHT = 320, 240
-LONGEST = 48  # frames of a clip: four seconds of 12 a second
+SIZE = (320, 240)
+FRAMES = 48  # of a clip: four seconds of 12 a second
 DRAWN = 24  # different clips; the rest are copies
 
 
-def draw(number: int, clip: sample.Clip, folder: Path) -> Path:
+def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) -> Path:
     """One clip's file; the noise of a camera makes decoding it as much work as a real one's."""
-    frames = sample.render_clip(clip, WIDTH, HEIGHT, LONGEST)
+    frames = sample.render_clip(clip, *size, FRAMES)
     noise = torch.randint(0, 16, frames.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
     path = folder / f"{number}.webm"
     sample.write_video(path, frames // 16 * 15 + noise.numpy())
     return path
 
 
-def make_data(data: Path, clips: int) -> list[Path]:
-    """A training split of `clips` clips; the files."""
+def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE, drawn: int = DRAWN) -> list[Path]:
+    """A training split of `clips` clips of `size` (width, height), `drawn` different ones; the files."""
     layout = dataset.Layout(data)
     layout.videos.mkdir(parents=True)
-    chosen = list(sample.choose_clips({"train": min(clips, DRAWN)}, 0)["train"].values())
+    chosen = list(sample.choose_clips({"train": min(clips, drawn)}, 0)["train"].values())
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        drawn = list(pool.map(draw, range(len(chosen)), chosen, [layout.videos] * len(chosen)))
-    for number in range(len(drawn), clips):
-        shutil.copy(drawn[number % len(drawn)], layout.videos / f"{number}.webm")
+        paths = list(pool.map(draw, range(len(chosen)), chosen, [size] * len(chosen), [layout.videos] * len(chosen)))
+    for number in range(len(paths), clips):
+        paths.append(Path(shutil.copy(paths[number % len(chosen)], layout.videos / f"{number}.webm")))
     files.write_json(layout.labels / "train.json", [{"id": str(number)} for number in range(clips)])
-    return [layout.videos / f"{number}.webm" for number in range(clips)]
+    return paths
 
 
 def make_encoder(folder: Path, hidden: int, layers: int, pixels: int, frames: int) -> Path:
@@ -127,11 +127,9 @@ def main(argv: list[str] | None = None) -> None:
         ratios.append(wall / max(limits))
         rows.append([*(f"{value:.2f}" for value in (*limits, wall)), f"{ratios[-1]:.3f}", f"{cpu:.1f}"])
     rows.append(["median", "", "", "", f"{measure.median(ratios):.3f}", "wanted: <= 1.10"])
-    each = 1000 / args.clips
-    title = (
-        f"Preprocessing {args.clips} clips of {WIDTH}x{HEIGHT}: decoding {each * rounds[-1]['decode'][0]:.0f} ms and "
-        f"encoding {each * rounds[-1]['encode'][0]:.0f} ms a clip, {args.workers} workers; seconds"
-    )
+    decoding, encoding = (f"{1000 * rounds[-1][part][0] / args.clips:.0f} ms" for part in ("decode", "encode"))
+    each = f"decoding one takes {decoding} and encoding one {encoding}"
+    title = f"Preprocessing {args.clips} clips of {SIZE[0]}x{SIZE[1]}, {args.workers} workers ({each}); seconds"
     header = ("encode alone", "decode alone / workers", "CPU of both / cores", "all", "all / largest", "CPU of all")
     measure.report(__file__, title, header, rows)
 

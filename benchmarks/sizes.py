@@ -70,6 +70,10 @@ class WordTokenizer:
         words = re.findall(r"\w+|[^\w\s]", text)
         return SimpleNamespace(input_ids=[1 + sum(word.encode()) % (self.vocabulary - 1) for word in words])
 
+    def batch_decode(self, rows: Tensor, skip_special_tokens: bool = True) -> list[str]:
+        """Words without meaning, too."""
+        return [" ".join(f"word{token}" for token in row if token != EOS) for row in rows.tolist()]
+
 
 def language_model(size: Size) -> nn.Module:
     """Qwen2 with made-up weights in float32; at real size 6 GB, in seconds (drawing them takes a minute)."""
