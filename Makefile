@@ -37,8 +37,8 @@ test: .venv/installed-test
 	.venv/bin/python -m pytest
 
 lint: .venv/installed-test
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	.venv/bin/ruff check --no-cache .
+	.venv/bin/ruff format --no-cache --check .
 
 clean:
 	rm -rf build data/sample

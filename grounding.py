@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from decoding import ClipDecoder, Failure
 
 import dataset
 import files
+from decoding import ClipDecoder, Failure
 from qformer import VideoCaptioner
 from templates import TemplateReader, template_key
 
