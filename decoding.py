@@ -4,13 +4,14 @@ Each worker decodes and resizes one clip at a time into memory that it shares wi
 long, or that takes its worker with it, is named with its reason, and a new worker goes on with the rest.
 
 Workers are forked by a nursery: a process of its own that has imported torch and decord once and has no threads. So a
-worker starts in milliseconds, knows nothing of the parent's GPU, and does not import the parent's main script.
+worker starts in milliseconds, also when the parent is busy with many threads, and does not import its main script.
 """
 
 import contextlib
 import ctypes
 import json
 import mmap
+import multiprocessing
 import os
 import queue
 import signal
@@ -247,24 +248,27 @@ class Nursery:
     """The parent's handle on the process that forks workers."""
 
     def __init__(self) -> None:
-        """Start it; being ready takes it a second or two."""
+        """Start it: at once by forking this process, or in a second or two where that is not safe.
+
+        A fork has this thread alone: any other may have held something that it waits for. From the main thread it is
+        what torch's own DataLoader does, with the same care: the child uses no GPU and one core.
+        """
         self.socket, theirs = socket.socketpair()
-        command = [sys.executable, os.path.abspath(__file__), str(theirs.fileno())]
-        # One thread each, and no GPU: a decoder has no use for them. Ctrl-C is the parent's to answer.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with theirs:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+                fork = multiprocessing.get_context("fork")
+                self.process = fork.Process(target=_forked, args=(self.socket, theirs), daemon=True)
+                self.process.start()
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                    pass_fds=[theirs.fileno()],
+                )
 
     def is_alive(self) -> bool:
         """Whether it can still fork."""
-        return self.process.poll() is None
+        return self.process.poll() is None if isinstance(self.process, subprocess.Popen) else self.process.is_alive()
 
     def fork(self, order: dict[str, Any], pipe: Connection, memory: int) -> None:
         """Ask for a worker. One message, one worker: the socket keeps what comes before the nursery is up."""
@@ -276,10 +280,15 @@ class Nursery:
         """End it and its workers."""
         self.socket.close()
         self.process.kill()  # its workers end with it
-        self.process.wait()
+        self.process.wait() if isinstance(self.process, subprocess.Popen) else self.process.join()
 
 
 _ORDER = 1024  # bytes of one order, padded
+
+
+def _forked(others_end: socket.socket, parent: socket.socket) -> None:
+    others_end.close()  # or the end of the parent would not be noticed
+    _nurse(parent)
 
 
 def _nurse(parent: socket.socket) -> None:
@@ -295,9 +304,13 @@ def _nurse(parent: socket.socket) -> None:
     import decord  # noqa: F401  once, before forking
 
     # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    torch.set_num_threads(1)
+    for stream in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    with contextlib.suppress(OSError):
+        os.setsid()  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, reap)
+    torch.set_num_threads(1)
     with contextlib.suppress(OSError):
         while True:
             order, handles, _, _ = socket.recv_fds(parent, _ORDER, 2, socket.MSG_WAITALL)

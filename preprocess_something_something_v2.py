@@ -49,9 +49,8 @@ Failures = dict[tuple[str, str], str]  # (split, id): reason
 def main(argv: list[str] | None = None) -> int:
     """Encode what is not cached yet. Raises: UserError at the end where clips have no video."""
     args = parse(argv)
-    group = ranks.start()
-    with contextlib.closing(Nursery()) as nursery:  # comes up while the encoder loads
-        return preprocess(args, group, nursery)
+    with contextlib.closing(Nursery()) as nursery:  # forked while there is little to copy and no GPU
+        return preprocess(args, ranks.start(), nursery)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
