@@ -266,8 +266,9 @@ class VideoCaptioner(
         # Nothing that counts comes after a pad on the right: one caption a row needs no mask but the causal one.
         extra = self._block_arguments(packed, prefix) if any(len(row) > 1 for row in rows) else {}
         kept = packed.input_ids.shape[1] + 1
-        logits = self.lm(inputs_embeds=inputs, use_cache=False, logits_to_keep=kept, **extra).logits  # (B, L + 1, V)
-        return _mean_nll(logits[:, -kept:], packed, sum(map(len, rows)))
+        with language.activations_made_again():
+            logits = self.lm(inputs_embeds=inputs, use_cache=False, logits_to_keep=kept, **extra).logits
+        return _mean_nll(logits[:, -kept:], packed, sum(map(len, rows)))  # logits: (B, L + 1, V)
 
     def _block_arguments(
         self, packed: language.PackedCaptions, prefix: Tensor, cached: bool = False
@@ -431,9 +432,13 @@ class VideoCaptioner(
 
 def _mean_nll(logits: Tensor, packed: language.PackedCaptions, count: int) -> Tensor:
     """Mean negative log-likelihood of each of `count` captions: logits (B, L + 1, V) -> (count,)."""
-    row, column = (packed.labels != language.IGNORED).nonzero(as_tuple=True)
-    chosen = logits[row, packed.sources[row, column]]  # (predicted tokens, V)
-    nll = F.cross_entropy(chosen.float(), packed.labels[row, column], reduction="none")
-    caption = packed.captions[row, column]
+    wanted = packed.labels != language.IGNORED
+    if count == len(logits):  # one caption a row: labels and logits lie side by side, and no logit is copied
+        logits, labels, caption = logits.flatten(0, 1), packed.labels.flatten(), packed.captions.flatten()
+    else:
+        row, column = wanted.nonzero(as_tuple=True)
+        logits = logits[row, packed.sources[row, column]]  # (predicted tokens, V)
+        labels, caption = packed.labels[row, column], packed.captions[row, column]
+    nll = F.cross_entropy(logits.float(), labels, ignore_index=language.IGNORED, reduction="none")
     total = torch.zeros(count, device=nll.device).index_add(0, caption, nll)
-    return total / torch.bincount(caption, minlength=count)
+    return total / torch.bincount(packed.captions[wanted], minlength=count)

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 
 import numpy as np
@@ -133,6 +134,22 @@ def test_captions_that_share_a_prefix_score_as_each_alone(kind):
     torch.testing.assert_close(captioner.loss(features, BATCH), torch.stack(alone).mean(), rtol=1e-5, atol=1e-5)
     weighted = captioner.loss(features, BATCH, weights=[0.5, 0, 0, 0, 0, 2])
     torch.testing.assert_close(weighted, 0.5 * alone[0] + 2 * alone[5], rtol=1e-5, atol=1e-5)
+
+
+def test_activations_that_are_made_again_change_no_gradient(monkeypatch):
+    made, gradients = [], []
+    silu = torch.nn.functional.silu
+    monkeypatch.setattr(language.F, "silu", lambda x: made.append(x.shape) or silu(x))
+    for again in (language.activations_made_again, contextlib.nullcontext):
+        monkeypatch.setattr(language, "activations_made_again", again)
+        captioner = tiny.tiny_captioner()
+        made.clear()  # from here on, what the backward pass makes
+        loss = captioner.loss(some_features(), BATCH)
+        forward = len(made)
+        loss.backward()
+        gradients.append([parameter.grad for parameter in captioner.qformer.parameters()])
+        assert len(made) - forward == (2 if again is not contextlib.nullcontext else 0)  # one for each layer
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
