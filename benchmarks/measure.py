@@ -80,11 +80,11 @@ def flops(prepare: Callable[[], Callable[[], Any]]) -> int:
     return counter.get_total_flops()
 
 
-def peak_memory(prepare: Callable[..., Callable[[], Any]], *values: Any, threads: int, times: int = 2) -> int:
+def peak_memory(prepare: Callable[..., Callable[[], Any]], *values: Any, threads: int, times: int = 3) -> int:
     """Bytes that `prepare(*values)()` takes at its peak, above what is there when `prepare` returns.
 
     In a process of its own, `times` over: a first training step has the gradients and the optimizer's state to
-    make, a second one has them already.
+    make, later ones have them already.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, prepare, values, threads, times).result()

@@ -71,7 +71,8 @@ class Sides:
 
 
 def one_step(size: str, batch: int, captions: int | None) -> Step:
-    """A step in a process of its own."""
+    """A step in a process of its own; what libraries set up once is no part of it, and comes before."""
+    Sides(sizes.SIZES["small"], batch).step(captions)()
     return Sides(sizes.SIZES[size], batch).step(captions)
 
 
