@@ -6,7 +6,7 @@ Without torchrun there is one rank, and nothing here waits for anything.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -77,6 +77,12 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def copy_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the main one's numbers."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
     def agree(self, value: Any, what: str) -> None:
         """Make sure that all ranks have the same. Raises: UserError, on all of them, where they have not."""
         if any(other != value for other in self.gather(value)):
@@ -84,11 +90,6 @@ class Ranks:
                 f"the processes do not have the same {what}: every machine needs the same --data and --checkpoint, "
                 "and nothing may be written there while they start"
             )
-
-    def wait(self) -> None:
-        """Wait until all ranks are here."""
-        if self.world > 1:
-            distributed.barrier()
 
     def close(self) -> None:
         """Leave the group; a rank that fails does not call this, so that the others learn of it."""

@@ -1,10 +1,10 @@
 """Fit the Q-Former between cached V-JEPA 2 features and a frozen language model (BLIP-2, second stage)."""
 
 import argparse
-import hashlib
 import math
 import signal
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,11 @@ class Trainer:
             self._resume(saved)
         if group.is_main:
             self._prepare_folders()
-        group.agree(self._fingerprint(), "training clips and weights")
         self.model: nn.Module = self.captioner
-        if group.world > 1:  # every rank has built the same weights: nothing to send, least of all the frozen model
+        if group.world > 1:
+            group.agree(self._fingerprint(saved), "clips and checkpoint")
+            # Processors of another make draw other initial weights. DDP would send the frozen model too.
+            group.copy_main(parameter.data for parameter in self.captioner.qformer.parameters())
             with warnings.catch_warnings():
                 # what torch would have instead of broadcast_buffers still sends the buffers once
                 warnings.simplefilter("ignore", FutureWarning)
@@ -219,14 +221,12 @@ class Trainer:
         for path in (self.args.checkpoint, self.best):
             files.remove_unfinished(path)
 
-    def _fingerprint(self) -> list[Any]:
+    def _fingerprint(self, saved: Checkpoint | None) -> list[Any]:
         """Values that differ where ranks would train on other clips, or from another state."""
-        clips = [
-            hashlib.sha256(" ".join(r["id"] for r in self.records[split]).encode()).hexdigest()
-            for split in self.records
-        ]
-        weights = [parameter.detach().double().sum().item() for parameter in self.captioner.qformer.parameters()]
-        return [*clips, *weights, self.epoch, self.step]
+        clips = [[record["id"] for record in records] for records in self.records.values()]
+        weights = sorted(saved.weights.items()) if saved else []
+        sums = [zlib.crc32(tensor.float().numpy().tobytes()) for _, tensor in weights]
+        return [zlib.crc32(repr(clips).encode()), *sums, self.epoch, self.step]
 
     def train(self) -> None:
         """All epochs that are not done yet."""

@@ -1,14 +1,18 @@
 """Scripts in processes of their own, without the seconds that importing torch takes each time."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from torch import distributed
 
 import ranks
+
+ROOT = Path(__file__).parents[1]
 
 # A clean process that has imported all of it once, and that every script is a fork of. The last five are what the
 # scripts' libraries import late: three seconds of processor time for each process.
@@ -59,6 +63,19 @@ def _run(module: str, words: list[str], log: str, patch, environment: dict[str, 
     if patch is not None:
         patch()
     ranks.run(importlib.import_module(module).main)
+
+
+@contextlib.contextmanager
+def torchrun(count: int, words: list, log: Path):
+    """torchrun with `count` processes of one script, running; it and they are ended at the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    with open(log, "w") as file:
+        run = subprocess.Popen([*command, *map(str, words)], cwd=ROOT, stdout=file, stderr=file)
+    try:
+        yield run
+    finally:
+        run.terminate()  # killed at once, it would leave its processes behind
+        run.wait(60)
 
 
 class Ranks:

@@ -1,9 +1,10 @@
 """Many processes: the same results as one, every clip once, and an end with a reason when one of them dies."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,15 +13,12 @@ import pytest
 import torch
 
 import checkpoint
-import evaluate
+import filming
 import processes
 import tiny
 import train
 from files import UserError
 from ranks import Ranks
-
-ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +50,45 @@ def without_java():
 
 
 @pytest.fixture(scope="module")
-def alone(data, models, tmp_path_factory):
+def trained(data, models, tmp_path_factory):
+    """A checkpoint of one epoch."""
+    out = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")  # without Java, which takes a second a call
+        assert train.main(flags(data, models, out, "--epochs", 1)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """The same clips without features, but with videos and an encoder for them."""
+    root = tmp_path_factory.mktemp("filmed")
+    data = tiny.make_dataset(root / "data", features=False)
+    for clip in range(1, 16):
+        filming.write(data / "20bn-something-something-v2" / f"{clip}.webm", filming.moving(6, seed=clip))
+    filming.tiny_vjepa(root / "encoder")
+    return root
+
+
+def everything(filmed, models, out):
+    """The words of all three scripts for a copy of the videos."""
+    data = shutil.copytree(filmed / "data", out / "data")
+    preprocessing = f"--data {data} --encoder {filmed}/encoder --frames 4 --workers 1".split()
+    return {
+        "preprocess_something_something_v2": preprocessing,
+        "train": flags(data, models, out),
+        "evaluate": evaluation(data, out),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(filmed, models, tmp_path_factory):
     """What one process makes of it."""
     out = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "/nowhere")  # without Java, which takes a second a call
-        assert train.main(flags(data, models, out)) == 0
-        assert evaluate.main(evaluation(data, out)) == 0
+        patch.setenv("PATH", "/nowhere")
+        for script, words in everything(filmed, models, out).items():
+            assert importlib.import_module(script).main(words) == 0
     return out
 
 
@@ -72,13 +102,16 @@ def result(out):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_many_processes_give_what_one_gives(data, models, alone, tmp_path, count):
-    """By torchrun itself: train, then evaluate; the same losses, and the same scores and captions of all clips."""
-    words = {"train": flags(data, models, tmp_path), "evaluate": evaluation(data, tmp_path)}
-    (tmp_path / "words.json").write_text(json.dumps(words))
-    command = [*TORCHRUN, "--nproc-per-node", str(count), str(Path(__file__).with_name("all_scripts.py"))]
-    run = subprocess.run([*command, tmp_path / "words.json"], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr
+def test_many_processes_give_what_one_gives(filmed, models, alone, tmp_path, count):
+    """By torchrun itself, all three scripts: the same features, losses, scores, and captions of all clips once."""
+    (tmp_path / "words.json").write_text(json.dumps(everything(filmed, models, tmp_path)))
+    script = Path(__file__).with_name("all_scripts.py")
+    with processes.torchrun(count, [script, tmp_path / "words.json"], tmp_path / "log") as run:
+        code = run.wait(240)
+    said = (tmp_path / "log").read_text()
+    assert code == 0, said
+    files = [{path.name: path.read_bytes() for path in out.glob("data/features/*/*")} for out in (tmp_path, alone)]
+    assert files[0] == files[1] and len(files[0]) == 15
     for ours, theirs in zip(history(tmp_path), history(alone), strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
@@ -86,16 +119,16 @@ def test_many_processes_give_what_one_gives(data, models, alone, tmp_path, count
         ours, theirs = (json.loads((out / "results" / name).read_text())["predictions"] for out in (tmp_path, alone))
         assert ours == theirs and list(ours) == ["11", "12", "13", "14", "15"]
     assert result(tmp_path) == result(alone)
-    assert run.stdout.count("Epoch 1: train_loss") == 1 and run.stdout.count("process(es)") == 1  # one rank prints
+    for line in ("15 to encode", "process(es)", "Epoch 1: train_loss"):  # one rank prints
+        assert said.count(line) == 1
 
 
 def test_torchrun_that_is_asked_to_end_saves_a_checkpoint(data, models, tmp_path):
     words = flags(data, models, tmp_path, "--epochs", 100000, "--save-every", 100000)
-    log = (tmp_path / "log").open("w")
-    run = subprocess.Popen([*TORCHRUN, "--nproc-per-node", "2", "train.py", *words], cwd=ROOT, stdout=log, stderr=log)
-    wait_for(tmp_path / "losses.txt")
-    os.kill(run.pid, signal.SIGTERM)
-    run.wait(timeout=60)
+    with processes.torchrun(2, ["train.py", *words], tmp_path / "log") as run:
+        wait_for(tmp_path / "losses.txt")
+        os.kill(run.pid, signal.SIGTERM)
+        run.wait(60)
     said = (tmp_path / "log").read_text()
     assert said.count("SIGTERM: saved") == 1 and "error:" not in said, said
     saved = checkpoint.read(tmp_path / "checkpoint.pt")
@@ -121,10 +154,10 @@ def test_a_rank_that_is_killed_ends_the_others_with_its_reason_and_a_checkpoint(
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate"])
-def test_an_error_that_only_one_rank_has_is_the_one_that_is_told(models, alone, tmp_path, script):
+def test_an_error_that_only_one_rank_has_is_the_one_that_is_told(models, trained, tmp_path, script):
     data = tiny.make_dataset(tmp_path / "data")
     (data / "features" / "validation" / "12.pt").write_bytes(b"PK damaged")  # rank 1 of 2 reads it
-    words = flags(data, models, tmp_path) if script == "train" else evaluation(data, alone)
+    words = flags(data, models, tmp_path) if script == "train" else evaluation(data, trained)
     run = processes.Ranks(2, script, words, tmp_path / "logs", without_java)
     assert run.wait(60) == [2, 2]
     (line,) = run.errors()
@@ -146,17 +179,17 @@ def test_a_mistake_that_all_ranks_make_is_told_once(data, models, tmp_path, chan
     assert told in line
 
 
-def test_ranks_that_start_from_different_states_are_refused(data, models, alone, tmp_path):
+def test_ranks_that_start_from_different_states_are_refused(data, models, trained, tmp_path):
     """As on two machines, of which one has the checkpoint: they would average gradients of different weights."""
     words = flags(data, models, tmp_path, "--checkpoint", "%s/checkpoint.pt")
-    run = processes.Ranks(2, "train", words, tmp_path / "logs", first_has_a_checkpoint, ALONE=alone, EMPTY=tmp_path)
+    run = processes.Ranks(2, "train", words, tmp_path / "logs", first_has_a_checkpoint, TRAINED=trained, EMPTY=tmp_path)
     assert run.wait(60) == [2, 2]
     (line,) = run.errors()
-    assert "the processes do not have the same training clips and weights" in line
+    assert "the processes do not have the same clips and checkpoint" in line
 
 
 def first_has_a_checkpoint():
-    folder = os.environ["ALONE"] if os.environ["RANK"] == "0" else os.environ["EMPTY"]
+    folder = os.environ["TRAINED"] if os.environ["RANK"] == "0" else os.environ["EMPTY"]
     sys.argv = [word.replace("%s", folder) for word in sys.argv]
 
 
