@@ -3,6 +3,7 @@
 Without torchrun there is one rank, and nothing here waits for anything.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -21,7 +22,10 @@ STARTING = timedelta(minutes=30)  # for all processes to come up
 PATIENCE = timedelta(days=1)  # longer than any rank works alone; one that dies is noticed at once, without a time limit
 HEARING = timedelta(seconds=5)  # for asking whether another rank has told the user of an error
 
-_started = 0
+# DDP drops its group while it holds Python's lock, and then, where its reference is the last, waits for the group's
+# threads, which may want the lock (pytorch/pytorch#56297). These references go last, and while Python still runs.
+_groups: list[distributed.ProcessGroup] = []
+atexit.register(_groups.clear)
 
 
 class Lost(UserError):
@@ -43,11 +47,11 @@ class Ranks:
             self._join()
 
     def _join(self) -> None:
-        global _started
-        _started += 1  # a process may start more than once, and must not read the addresses of its first group
-        store = distributed.PrefixStore(f"start {_started}", _store(STARTING))
+        # A process may start more than once, and must not read the addresses of its first group.
+        store = distributed.PrefixStore(f"start {len(_groups)}", _store(STARTING))
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=PATIENCE)
+        _groups.append(distributed.group.WORLD)
 
     @property
     def is_main(self) -> bool:

@@ -46,6 +46,10 @@ class Script:
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.said()}"
         return self.process.exitcode
 
+    def poll(self) -> int | None:
+        """Its exit code, or None while it is running."""
+        return self.process.exitcode
+
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -67,10 +71,11 @@ def _run(module: str, words: list[str], log: str, patch, environment: dict[str, 
 
 @contextlib.contextmanager
 def torchrun(count: int, words: list, log: Path):
-    """torchrun with `count` processes of one script, running; it and they are ended at the end."""
+    """torchrun with `count` processes of one script, running, without Java; it and they are ended at the end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with open(log, "w") as file:
-        run = subprocess.Popen([*command, *map(str, words)], cwd=ROOT, stdout=file, stderr=file)
+        environment = {**os.environ, "PATH": "/nowhere"}
+        run = subprocess.Popen([*command, *map(str, words)], cwd=ROOT, env=environment, stdout=file, stderr=file)
     try:
         yield run
     finally:
