@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             side: measure.peak_memory(one_step, args.size, args.batch, side, threads=args.threads) for side in names
         }
         for count in args.captions:
-            share = f"{peaks[count] / peaks[None]:.2f}"
+            share = f"{peaks[count] / max(peaks[None], 1):.2f}"
             rows.append(_row(count, "peak MB above the weights", [peaks[None] / 1e6, peaks[count] / 1e6], share, 0))
     if "flops" in only:
         counted = {side: flops(size, side) / 1e12 for side in names}

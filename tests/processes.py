@@ -36,7 +36,7 @@ class Script:
     def __init__(self, module: str, words: list, log: Path, patch=None, **environment) -> None:
         """`patch`: a function of this package that the process calls before it begins."""
         self.log = Path(log)
-        environment = {name: str(value) for name, value in environment.items()}
+        environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
         self.process = forks.Process(target=_run, args=(module, list(map(str, words)), str(log), patch, environment))
         self.process.start()
 

@@ -1,19 +1,15 @@
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import evaluate
+import processes
 import tiny
 import train
 from files import UserError
 from qformer import VideoCaptioner
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +72,10 @@ def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):
         evaluate.main(flags(run, tmp_path, "--split", "test"))
     with pytest.raises(UserError, match="there is no file"):
         evaluate.main(["--data", str(run / "data"), "--checkpoint", str(tmp_path / "none.pt")])
-    process = subprocess.run(
-        [sys.executable, "evaluate.py", *flags(run, tmp_path, "--split", "vallidation")], cwd=ROOT, capture_output=True
-    )
-    assert process.returncode == 2 and b"unknown split 'vallidation'" in process.stderr
-    assert not list(tmp_path.iterdir())
+    out = tmp_path / "out"
+    script = processes.Script("evaluate", flags(run, out, "--split", "vallidation"), tmp_path / "log")
+    assert script.wait() == 2 and "unknown split 'vallidation'" in script.said()
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_checkpoint_of_other_features_is_refused(run, tmp_path):
@@ -99,6 +94,6 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(run, tmp_path)
 
     torch.save({"model_state_dict": {}, "bomb": Bomb()}, tmp_path / "bomb.pt")
     words = ["--data", str(run / "data"), "--checkpoint", str(tmp_path / "bomb.pt"), "--results", str(tmp_path)]
-    process = subprocess.run([sys.executable, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2 and "refused" in process.stderr and "Traceback" not in process.stderr
+    script = processes.Script("evaluate", words, tmp_path / "log")
+    assert script.wait() == 2 and "refused" in script.said() and len(script.errors()) == 1
     assert not (tmp_path / "ran").exists()

@@ -1,15 +1,11 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import files
+import processes
 from files import UserError
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -70,28 +66,39 @@ def test_damaged_tensors_are_plain_errors(tmp_path):
 @pytest.mark.parametrize(
     "raised, code, said",
     [
-        ("files.UserError('give\\nthis')", 2, "error: give this"),
-        ("OSError(28, 'No space left on device', 'x.pt')", 1, "error: No space left on device: x.pt; everything"),
-        ("KeyboardInterrupt()", 130, "error: interrupted"),
+        (UserError("give\nthis"), 2, "error: give this"),
+        (OSError(28, "No space left on device", "x.pt"), 1, "error: No space left on device: x.pt; everything"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )
-def test_errors_are_one_line_with_their_code(raised, code, said):
-    program = f"import files\ndef main():\n    raise {raised}\nfiles.run(main)"
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == code and process.stderr.startswith(said) and process.stderr.count("\n") == 1
+def test_errors_are_one_line_with_their_code(capsys, raised, code, said):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as stopped:
+        files.run(main)
+    lines = capsys.readouterr().err
+    assert stopped.value.code == code and lines.startswith(said) and lines.count("\n") == 1
 
 
 def test_a_caption_cannot_drive_the_terminal():
     assert "\x1b" not in files.printable("\x1b[2Jred ball\x07") and "red ball" in files.printable("\x1b[2Jred ball")
 
 
+def write_often(path, text):
+    for _ in range(200):
+        files.write_text(path, text)
+
+
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
-    program = "import files, sys\nfor _ in range(200): files.write_text(sys.argv[1], sys.argv[2] * 5000)"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "f"), letter], cwd=ROOT) for letter in "ab"
-    ]
-    assert [writer.wait() for writer in writers] == [0, 0]
-    assert (tmp_path / "f").read_text() in ("a" * 5000, "b" * 5000) and os.listdir(tmp_path) == ["f"]
+    texts = ["a" * 5000, "b" * 5000]
+    writers = [processes.forks.Process(target=write_often, args=(tmp_path / "f", text)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert (tmp_path / "f").read_text() in texts and os.listdir(tmp_path) == ["f"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), 10**15])

@@ -1,10 +1,10 @@
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import processes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -49,6 +49,6 @@ def test_every_flag_of_the_readme_exists():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_for_strangers(script):
-    process = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0 and "usage" in process.stdout and len(process.stdout) > 300
+def test_help_is_for_strangers(script, tmp_path):
+    run = processes.Script(script, ["--help"], tmp_path / "log")
+    assert run.wait() == 0 and "usage" in run.said() and len(run.said()) > 300

@@ -1,23 +1,26 @@
 import json
-import multiprocessing
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoint
+import processes
 import tiny
 import train
 from files import UserError
 from qformer import VideoCaptioner
 
-ROOT = Path(__file__).parents[1]
+
+@pytest.fixture(autouse=True)
+def without_java(request, monkeypatch):
+    """Each call of Java takes a second; the test of what a run leaves has it."""
+    if request.function is not test_a_run_leaves_what_was_promised:
+        monkeypatch.setenv("PATH", "/nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,7 @@ def flags(data, models, out, **changes):
 
 
 def run_train(data, models, out, **changes):
-    code = train.main(flags(data, models, out, **changes))
-    return code
+    return train.main(flags(data, models, out, **changes))
 
 
 def outcome(out):
@@ -123,50 +125,38 @@ def test_an_interruption_at_any_batch_changes_nothing(data, models, tmp_path, mo
     assert outcome(whole) == outcome(broken)
 
 
-def start(words, **kinds):
-    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], cwd=ROOT, stderr=subprocess.PIPE, **kinds)
-
-
 def test_killed_at_random_moments_and_resumed_ends_bit_identical(models, tmp_path):
     """SIGKILL at five random moments, anywhere between start-up and the last validation."""
     data = tiny.make_dataset(tmp_path / "data", train=60)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings = {"epochs": 3, "save_every": 2, "accumulate": 1}
-    forks = multiprocessing.get_context("forkserver")  # a clean process that has imported torch but once
-    forks.set_forkserver_preload(["train"])
-    forks.Process(target=print).start()
-    process = forks.Process(target=train.main, args=(flags(data, models, whole, **settings),))
+    processes.Script("train", ["--help"], tmp_path / "log").wait()  # the first one imports for all of them
     began = time.monotonic()
-    process.start()
-    process.join()
+    assert processes.Script("train", flags(data, models, whole, **settings), tmp_path / "log").wait() == 0
     length = time.monotonic() - began
     generator, kills = random.Random(), 0
     while kills < 5:
-        process = forks.Process(target=train.main, args=(flags(data, models, broken, **settings),))
-        process.start()
-        process.join(generator.uniform(0, length * 0.7))
-        if not process.is_alive():  # it had come to the end: begin again
+        script = processes.Script("train", flags(data, models, broken, **settings), tmp_path / "log")
+        script.process.join(generator.uniform(0, length * 0.5))
+        script.process.kill()
+        if script.wait() == 0:  # it had come to the end: begin again
             shutil.rmtree(broken)
             continue
-        process.kill()
-        process.join()
         kills += 1
-    process = forks.Process(target=train.main, args=(flags(data, models, broken, **settings),))
-    process.start()
-    process.join()
-    assert process.exitcode == 0 and outcome(whole) == outcome(broken)
+    assert processes.Script("train", flags(data, models, broken, **settings), tmp_path / "log").wait() == 0
+    assert outcome(whole) == outcome(broken)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save_and_exit_with_their_code(data, models, tmp_path, number, code):
-    process = start(flags(data, models, tmp_path, epochs=100000, save_every=100000), text=True)
+    words = flags(data, models, tmp_path, epochs=100000, save_every=100000)
+    script = processes.Script("train", words, tmp_path / "log")
     for _ in range(600):
         if (tmp_path / "losses.txt").exists():
             break
         time.sleep(0.1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in said
+    os.kill(script.process.pid, number)
+    assert script.wait(60) == code and script.errors() == []
     assert checkpoint.read(tmp_path / "checkpoint.pt").epoch >= 1
 
 
@@ -215,9 +205,8 @@ def test_mistakes_are_one_line_with_exit_code_2_and_overwrite_nothing(data, mode
         with pytest.raises(UserError, match=message) as error:
             train.main(flags(**{"data": data, "models": models, "out": tmp_path, **changes}))
         assert "\n" not in str(error.value)
-    words = flags(data, models, tmp_path, batch_size=0)
-    process = start(words, text=True)
-    assert process.wait() == 2 and "0 is not 1 or more" in process.stderr.read()
+    script = processes.Script("train", flags(data, models, tmp_path, batch_size=0), tmp_path / "log")
+    assert script.wait() == 2 and "0 is not 1 or more" in script.said()
     assert {path: path.read_bytes() for path in before} == before
 
 
