@@ -222,6 +222,7 @@ def test_a_template_chosen_in_its_table_filters_the_gallery(visit):
     page = visit()
     page.click("#by-template summary")
     row = page.locator("#by-template tbody tr").nth(1)
+    row.locator("td.value").first.wait_for()  # the table is made when it is opened
     assert row.locator("td.value").all_text_contents() == ["40 %", "40"]
     assert row.locator(".mix").get_attribute("aria-label") == "exact 16, same template 16, wrong 8"
     row.locator("button").click()
