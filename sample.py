@@ -29,7 +29,8 @@ def write_video(path: Path | str, frames: np.ndarray, fps: int = FPS) -> None:
     """Write uint8 (T, H, W, 3) as VP9 in WebM, which is what SSv2's clips are."""
 
     def encode(file: object) -> None:
-        with av.open(file, "w", format="webm") as container:
+        # bitexact: Matroska's random ids would make each rendering another file
+        with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream("libvpx-vp9", rate=fps)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"

@@ -126,7 +126,8 @@ def score(data: Path, root: Path, flags: str, seed: int, split: str) -> float:
     """CIDEr on `split` of one run of training."""
     out = ["--data", data, "--checkpoint", root / f"{seed}.pt", "--results", root / f"{seed}"]
     out = list(map(str, out))
-    train.main([*out, *shlex.split(flags), "--seed", str(seed)])
+    if code := train.main([*out, *shlex.split(flags), "--seed", str(seed)]):
+        sys.exit(code)  # interrupted: there is nothing to score
     evaluate.main([*out, "--split", split, "--no-meteor"])
     return files.read_json(root / f"{seed}" / "evaluation.json", "the scores")["metrics"]["CIDEr"]
 

@@ -119,6 +119,13 @@ def test_paraphrases_are_many_distinct_and_keep_the_things():
         assert all(name in text and "{" not in text for text in said for name in clip.placeholders)
 
 
+def test_a_clip_written_again_is_the_same_file_byte_for_byte(tmp_path):
+    frames = sample_world.render_clip(Clip("Moving [something] up", (RED_BALL,), 3), frames=6)
+    for name in ("one.webm", "two.webm"):
+        sample.write_video(tmp_path / name, frames)
+    assert (tmp_path / "one.webm").read_bytes() == (tmp_path / "two.webm").read_bytes()
+
+
 def test_rendering_again_is_allowed_and_into_anything_else_is_refused(data, tmp_path):
     again = ["render", "--data", str(data), "--train", "24", "--validation", "12"]
     sample.main([*again, "--test", "12"])
