@@ -211,31 +211,39 @@ def batches(
 
 
 def write_beside(clip: Clip, folder: Path, args: argparse.Namespace) -> None:
-    """Copy the video into `folder`, and write its subtitles or its GIF beside it."""
+    """Write a clip's subtitles, and copy the video beside them; then its GIF.
+
+    The captions first: a disk that a long video fills has them already.
+    """
     copy = folder / clip.name
+    if clip.windows:
+        write_timeline(clip, copy, args)
     if copy.resolve() != clip.path.resolve():
         files.copy(clip.path, copy)
-    if clip.windows:
-        files.write_text(copy.with_suffix(".srt"), timeline.srt(clip.segments))
-        files.write_text(copy.with_suffix(".vtt"), timeline.vtt(clip.segments))
-        windows = zip(clip.windows, clip.captions, clip.errors, strict=True)
-        content = {
-            "video": clip.name,
-            "duration": round(clip.windows[-1][1], 3),
-            "window": args.window,
-            "stride": args.stride,
-            "segments": [part._asdict() for part in clip.segments],
-            "windows": [
-                {"start": round(start, 3), "end": round(end, 3), "caption": caption, "error": error}
-                for (start, end), caption, error in windows
-            ],
-        }
-        files.write_json(copy.with_suffix(".json"), content)
     if args.gif:
         try:
             write_gif(clip, copy)
         except (VideoError, UserError) as error:
             print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
+
+
+def write_timeline(clip: Clip, copy: Path, args: argparse.Namespace) -> None:
+    """A windowed video's captions as .srt, .vtt and .json, named as its copy."""
+    files.write_text(copy.with_suffix(".srt"), timeline.srt(clip.segments))
+    files.write_text(copy.with_suffix(".vtt"), timeline.vtt(clip.segments))
+    windows = zip(clip.windows, clip.captions, clip.errors, strict=True)
+    content = {
+        "video": clip.name,
+        "duration": round(clip.windows[-1][1], 3),
+        "window": args.window,
+        "stride": args.stride,
+        "segments": [part._asdict() for part in clip.segments],
+        "windows": [
+            {"start": round(start, 3), "end": round(end, 3), "caption": caption, "error": error}
+            for (start, end), caption, error in windows
+        ],
+    }
+    files.write_json(copy.with_suffix(".json"), content)
 
 
 def write_gif(clip: Clip, copy: Path) -> None:

@@ -379,14 +379,22 @@ class VideoCaptioner(
         packed = [cache.pack(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
         return torch.cat([cache.unpack(clip, self.device) for clip in packed])
 
-    def caption(self, paths: Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50) -> list[str]:
-        """Caption video files. Raises vjepa.VideoError where one cannot be decoded."""
-        from vjepa import read_frames
+    def caption(
+        self, paths: str | Path | Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50
+    ) -> list[str]:
+        """Caption video files, one or several. Raises vjepa.VideoError, naming the one that cannot be decoded."""
+        from vjepa import VideoError, read_clip
 
+        def read(path: str | Path) -> Tensor:
+            try:
+                return read_clip(path, self.encoder.frames, self.encoder.transform)  # (T, 3, S, S)
+            except VideoError as error:
+                raise VideoError(f"{path}: {error}") from None
+
+        paths = [paths] if isinstance(paths, str | Path) else list(paths)
         captions = []
         for start in range(0, len(paths), batch_size):
-            frames = [read_frames(path, self.encoder.frames) for path in paths[start : start + batch_size]]
-            clips = torch.stack([self.encoder.transform.apply(clip) for clip in frames])
+            clips = torch.stack([read(path) for path in paths[start : start + batch_size]])
             captions += self.generate(self.encode(clips), max_new_tokens)
         return captions
 

@@ -143,13 +143,19 @@ def _score_groups(scores: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> li
         for row in rows:
             row["text"] = _number(row.get("value"))
             row["interval"] = f"{_number(row['low'])} – {_number(row['high'])}" if _has_interval(row) else ""
-        # Rates share the scale 0 to 1; a CIDEr above 1 stretches its group's. Counts have no bar.
+        # Rates are drawn on the scale 0 to 1, CIDEr (0 to 10) on one of its own. Counts have no bar.
         fractions = [r for r in rows if isinstance(r.get("value"), float) and math.isfinite(r["value"])]
-        scale = max([1.0] + [r["value"] for r in fractions] + [r["high"] for r in fractions if _has_interval(r)])
-        for row in fractions:
-            low, high = (row["low"], row["high"]) if _has_interval(row) else (row["value"], row["value"])
-            row["bar"] = [round(100 * min(max(v, 0.0), scale) / scale, 2) for v in (row["value"], low, high)]
+        for kin in ([r for r in fractions if _is_rate(r)], [r for r in fractions if not _is_rate(r)]):
+            ends = [r["high"] if _has_interval(r) else r["value"] for r in kin]
+            scale = max([1.0, *ends])
+            for row in kin:
+                low, high = (row["low"], row["high"]) if _has_interval(row) else (row["value"], row["value"])
+                row["bar"] = [round(100 * min(max(v, 0.0), scale) / scale, 2) for v in (row["value"], low, high)]
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def _is_rate(row: Mapping[str, Any]) -> bool:
+    return not row["name"].startswith("CIDEr")
 
 
 def _score_row(name: str, value: Any) -> dict[str, Any]:

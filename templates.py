@@ -25,7 +25,7 @@ COMMA = ","
 NUMBERS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty hundred dozen many some several few couple pair lot lots bunch "
-    "number multiple"
+    "number multiple plenty"
 )
 NUMBER_WORDS = frozenset(NUMBERS.split())
 ARTICLES = frozenset({"a", "an", "the"})
@@ -162,9 +162,10 @@ class TemplateReader:
     2. the most words of its own (not its placeholders'; the comma of "[something], [something] and" is one);
     3. "[number of]" filled by a number, then no "[number of]", then one filled by something else;
     4. one that ends in words of its own ("moving piece of paper up": "Moving [something] up", not "[part] of");
-    5. the expected template, where the caller has one: captions that fit two templates equally well, such as
-       "Poking a hole into [something soft]" and "... [some substance]", cannot be told apart by their text;
-    6. the shortest first placeholder, then second, ..., and last the alphabet, so that no order of input matters.
+    5. the shortest first placeholder, then second, ...;
+    6. the expected template, where the caller has one: what still fits two equally well, such as "Poking a hole
+       into [something soft]" and "... [some substance]", has the same words and cannot be told apart by them;
+    7. the alphabet, so that no order of input matters.
     """
 
     def __init__(self, templates: Iterable[str]):
@@ -200,8 +201,8 @@ class TemplateReader:
                 -sum(map(len, template.literals)),
                 -_number_rank(template, said, spans),
                 not template.literals[-1],
-                key != wanted,
                 [end - start for start, end in spans],
+                key != wanted,
                 key,
             )
             if best is None or rank < best[0]:

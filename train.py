@@ -20,14 +20,16 @@ import dataset
 import files
 import language
 import metrics
+import provenance
 import ranks
 import report
+import scores
 from checkpoint import Checkpoint
 from files import UserError
 from interrupts import Interrupted, Interrupts
 from qformer import QFormer, VideoCaptioner
 from schedule import Step, plan_epoch, rate_at
-from templates import TemplateReader
+from scores import Scorer
 from validation import SplitReader, check_features, gallery, unpack_for, with_features
 
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
@@ -385,18 +387,18 @@ class Trainer:
         report.save_curves(self.args.results / "losses.png", self.history)
         path = self._predictions_file(self.epoch)
         predictions = files.read_json(path, "the last predictions")["predictions"]
-        records = {record["id"]: record for record in self.records["validation"] if record["id"] in predictions}
-        judged = {}
-        if self.layout.labels_file("labels.json"):
-            reader = TemplateReader(dataset.read_templates(self.args.data))
-            judged = metrics.ssv2_scores({i: predictions[i] for i in records}, records, reader)["per_clip"]
-        clips = [
-            {**record, "references": record["label"], "prediction": predictions[i], **judged.get(i, {})}
-            for i, record in records.items()
-        ]
+        records = [record for record in self.records["validation"] if record["id"] in predictions]
+        predictions = {record["id"]: predictions[record["id"]] for record in records}
+        result = Scorer(records, self.layout).scores(predictions, meteor=False)
         page = self.args.results / "training" / "index.html"
         report.write_page(
-            page, f"Training, epoch {self.epoch}", gallery(clips, self.layout, page), history=self.history
+            page,
+            f"Training, epoch {self.epoch}",
+            gallery(result["predictions"], self.layout, page),
+            history=self.history,
+            scores=scores.table(result),
+            made_by=" at ".join(filter(None, provenance.made_by().values())),
+            confused=result.get("ssv2", {}).get("confused"),
         )
         self.ranks.say(f"curves: {self.args.results / 'losses.png'}, page: {page}")
 

@@ -1,4 +1,6 @@
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +85,37 @@ def test_a_captioner_travels_as_a_folder_with_the_qformer_only(llm, tmp_path):
         assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
         assert read_back.config["features"] == captioner.config["features"]
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["llm"] == str(llm)
+
+
+def test_a_captioner_is_pushed_to_a_hub_and_loaded_by_its_name(llm, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"  # stands for the network: what is uploaded is kept, what is asked for is copied
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, hub / repo_id)
+            return "pushed"
+
+    def snapshot(name, allow_patterns, **_):
+        assert set(allow_patterns) == {"config.json", "model.safetensors"}  # no code is fetched
+        return str(hub / name)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download", lambda repo_id, filename, **_: hub / repo_id / filename
+    )
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
+    lm, tokenizer = tiny.tiny_lm(), tiny.tiny_tokenizer()
+    captioner = VideoCaptioner(lm, tokenizer, tiny.tiny_qformer(seed=2), config=config(llm))
+    assert captioner.push_to_hub("someone/captioner") == "pushed"
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (hub / "someone/captioner").iterdir()}
+    read_back = VideoCaptioner.from_pretrained("someone/captioner", device="cpu")
+    assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
 
 
 @pytest.mark.parametrize(

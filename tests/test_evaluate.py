@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ def test_evaluation_holds_all_that_was_promised(run, tmp_path, capsys):
     assert "evaluate" in (tmp_path / "index.html").read_text() or (tmp_path / "index.html").stat().st_size > 5000
     said = capsys.readouterr().out
     assert "6 templates for 5 clips" in said and "TFLOP in all" in said and "CIDEr, features shuffled" in said
+    assert said.index("TFLOP in all") < said.index("CIDEr")
 
 
 def test_predictions_are_the_captioners_own(run, tmp_path):
@@ -65,6 +67,36 @@ def test_actions_rank_templates_by_their_own_likelihood(run, tmp_path):
         losses = {template: captioner.loss(features[None].float(), [text]).item() for template, text in texts.items()}
         right.append(min(losses, key=losses.get) == record["template"])
     assert result["actions"]["top1"] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize(("capitals", "scored"), [(1, "moving something up"), (10, "Moving something up")])
+def test_templates_are_scored_in_the_case_of_most_captions(run, tmp_path, monkeypatch, capitals, scored):
+    """One label that begins with a capital, as real label sets have some, changes the case of no template."""
+    shutil.copytree(run / "data", tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "train_ready.json"
+    records = json.loads(path.read_text())
+    for record in records[:capitals]:
+        record["label"][0] = record["label"][0].capitalize()
+    path.write_text(json.dumps(records))
+    texts, score = [], VideoCaptioner.score
+    monkeypatch.setattr(
+        VideoCaptioner, "score", lambda self, clips, said: texts.extend(said) or score(self, clips, said)
+    )
+    words = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "out"), "--no-meteor", "--actions"]
+    evaluate.main(["--checkpoint", str(run / "checkpoint.pt"), *words])
+    assert texts[0] == scored
+
+
+def test_what_the_scores_need_is_missed_before_any_clip_is_captioned(run, tmp_path, monkeypatch):
+    shutil.copytree(run / "data", tmp_path / "data")
+    (tmp_path / "data" / "labels" / "labels.json").write_text('{"Moving [something] up": "0"}')
+    monkeypatch.setattr(VideoCaptioner, "generate", lambda *_, **__: pytest.fail("captioned"))
+    words = ["--data", str(tmp_path / "data"), "--checkpoint", str(run / "checkpoint.pt"), "--results", str(tmp_path)]
+    with pytest.raises(UserError, match="labels.json does not hold clip 11's"):
+        evaluate.main([*words, "--actions"])
+    (tmp_path / "data" / "labels" / "opposites.json").write_text("[1]")
+    with pytest.raises(UserError, match="opposite"):
+        evaluate.main([*words, "--grounding"])
 
 
 def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):

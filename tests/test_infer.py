@@ -22,7 +22,7 @@ from cache import CacheConfig
 from decoding import Nursery
 from files import UserError
 from tiny import TEMPLATES, save_lm, tiny_qformer
-from vjepa import VideoEncoder
+from vjepa import VideoEncoder, VideoError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
@@ -114,6 +114,10 @@ def test_a_checkpoint_captions_videos_as_its_own_caption_method_does(trained, tm
     assert code == 0
     said = {row["source"]: row["prediction"] for row in results["predictions"]}
     assert said == dict(zip(map(str, paths), captioner.caption(paths), strict=True))
+    assert captioner.caption(str(paths[1])) == [said[str(paths[1])]]  # one path is one video, not its letters
+    (tmp_path / "no.mp4").write_bytes(b"x" * 100)
+    with pytest.raises(VideoError, match="no.mp4: "):
+        captioner.caption([paths[0], tmp_path / "no.mp4"])
     assert results["encoder"] == str(trained / "encoder")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import report
+import timeline
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e .[test]")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 HOSTILE = '<img src=x onerror="document.title=`run`"> </script><script>document.title="run"</script> & \u202eabc'
 TEMPLATES = ["Moving [something] up", "Pushing [something] from left to right", "Putting [something] on a surface"]
 OUTCOMES = ["exact", "template", "wrong"]
+SAID = ["moving a square --> & left", "second <b>caption</b>", "third"]
 
 
 def write_video(path, frames, width, height):
@@ -64,10 +66,9 @@ def folder(tmp_path_factory):
     scores = [{"name": "CIDEr", "value": 1.1, "low": 1.0, "high": 1.2}, {"name": "CIDEr, shuffled", "value": 0.1}]
     report.write_page(folder / "index.html", "Gallery", clips, history, scores, "evaluate.py", [[*TEMPLATES[:2], 4]])
 
-    captions = ["moving a square", "second <b>caption</b>", "third"]
-    segments = [{"start": i, "end": i + 1, "caption": text} for i, text in enumerate(captions)]
-    cues = "".join(f"00:0{i}.000 --> 00:0{i + 1}.000\ncaption {i}\n\n" for i in range(3))
-    (folder / "long.vtt").write_text("WEBVTT\n\n" + cues)
+    parts = [timeline.Segment(i, i + 1, text) for i, text in enumerate(SAID)]
+    (folder / "long.vtt").write_text(timeline.vtt([*parts, timeline.Segment(7205.25, 7206.5, "two hours later")]))
+    segments = [part._asdict() for part in parts]
     report.write_page(
         folder / "long.html",
         "Long",
@@ -273,16 +274,18 @@ def test_j_goes_on_past_the_cards_made_so_far(visit):
 
 def test_the_browsers_own_track_reads_the_captions_from_disk(visit):
     page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND")
-    page.wait_for_function("document.querySelector('track').track.cues?.length === 3")
+    page.wait_for_function("document.querySelector('track').track.cues?.length === 4")
     cues = page.evaluate("[...document.querySelector('track').track.cues].map((c) => [c.startTime, c.endTime, c.text])")
-    assert cues == [[0, 1, "caption 0"], [1, 2, "caption 1"], [2, 3, "caption 2"]]
+    texts = page.evaluate("[...document.querySelector('track').track.cues].map((c) => c.getCueAsHTML().textContent)")
+    assert [cue[:2] for cue in cues] == [[0, 1], [1, 2], [2, 3], [7205.25, 7206.5]]
+    assert texts == [*SAID, "two hours later"]  # as the viewer reads them: no tag was one, no arrow ended a cue
     assert page.evaluate("document.querySelector('track').track.mode") == "showing"
 
 
 def test_the_timeline_seeks_and_marks_the_caption_of_the_moment(visit):
     page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND", reduced_motion="reduce")
     assert page.locator(".segments button").all_text_contents() == [
-        "0:00 – 0:01moving a square",
+        "0:00 – 0:01moving a square --> & left",
         "0:01 – 0:02second <b>caption</b>",
         "0:02 – 0:03third",
     ]

@@ -179,6 +179,16 @@ def test_bars_of_one_group_share_a_scale_and_groups_keep_their_order():
     assert groups[1]["rows"][0]["bar"] == [50.0, 50.0, 50.0]
 
 
+def test_cider_does_not_squeeze_the_bars_of_rates_beside_it():
+    rows = [
+        {"name": "CIDEr", "value": 8.0},
+        {"name": "Bleu_4", "value": 0.5},
+        {"name": "CIDEr, shuffled", "value": 2.0},
+    ]
+    (group,) = report._score_groups(rows)
+    assert [row["bar"][0] for row in group["rows"]] == [100.0, 50.0, 25.0]
+
+
 # ---- curves ----
 
 

@@ -160,6 +160,11 @@ def test_the_expected_template_decides_only_between_equal_ones():
         assert reader.read("poking a hole into butter", expected=template) == Reading(template, ["butter"])
     surface = reader.read("putting cup on a surface", expected="Putting [something] on [something]")
     assert surface.template == "Putting [something] on a surface"
+    # other words of their own: what the caption says is read without knowing what it should say
+    two = TemplateReader(["Pulling [something] from [something]", "Pulling [something] onto [something]"])
+    for expected in (None, "Pulling [something] from [something]", "Pulling [something] onto [something]"):
+        read = two.read("pulling paper from table onto floor", expected=expected)
+        assert read == Reading("Pulling [something] from [something]", ["paper", "table onto floor"])
 
 
 def test_every_template_is_read_back_from_its_own_text():
