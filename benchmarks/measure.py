@@ -45,7 +45,8 @@ def machine() -> str:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration, IndexError):
         pass  # not Linux
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, float32"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that we may use
+    return f"{name}, {cores} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, float32"
 
 
 def times(sides: dict[str, Callable[[], Any]], runs: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -18,9 +18,11 @@ from benchmarks import (
     feature_cache,
     generation,
     long_run,
+    long_video,
     measure,
     preprocess,
     qformer_attention,
+    scoring,
     time_to_score,
     train_step,
 )
@@ -50,6 +52,7 @@ class Here:
 def quick(monkeypatch):
     monkeypatch.setattr(measure, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(long_run, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(long_video, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(preprocess, "FRAMES", 6)
     before = torch.get_num_threads()
     yield
@@ -175,3 +178,18 @@ def test_preprocessing_and_its_limit(capsys):
 def test_memory_over_a_run(capsys):
     long_run.main(["--steps", "3"])
     assert [row[0] for row in table(capsys)] == ["training", "preprocessing"]
+
+
+def test_memory_over_a_long_video(capsys):
+    long_video.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
+    assert [row[:2] for row in table(capsys)] == [["0.1 min", "2"], ["0.2 min", "5"]]
+
+
+def test_scores_of_made_up_captions_of_which_some_are_right(capsys, monkeypatch):
+    templates, predictions, records = scoring.made_up(300)
+    found = scoring.metrics.ssv2_scores(predictions, records, scoring.TemplateReader(templates))
+    assert len(set(templates)) == scoring.TEMPLATES and found["no_template"] == 0
+    assert 0.25 < found["exact_match"] < 0.45 < found["template_accuracy"] < 0.8
+    monkeypatch.setattr(scoring.metrics, "ngram_scores", lambda *_, **__: None)  # Java takes seconds
+    scoring.main(["--clips", "20", "--runs", "1"])
+    assert len(table(capsys)) == 3
