@@ -107,7 +107,8 @@ class Trainer:
         self.captioner = self._captioner(saved)
         self.records["train"] = self._with_room(self.records["train"])
         parameters = self.captioner.qformer.parameters()
-        self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay)
+        # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
+        self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
         self.epoch, self.step, self.total, self.captions = 0, 0, 0.0, 0  # epochs done, steps and losses in the next
         self.history: list[dict[str, Any]] = []
         if saved is not None:
