@@ -8,11 +8,22 @@ from typing import NoReturn
 from files import UserError
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind the flags that have one: "(default: None)" says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, list | tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are told once, however many processes torchrun has started with it."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
         """Usage and message, exit code 2; under torchrun a UserError, of which one process tells."""

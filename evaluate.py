@@ -74,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
     add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that one clip may take to decode")
-    add("--java-timeout", type=arguments.positive, default=1800.0, help="seconds for METEOR, and for the tokenizer")
+    add("--java-timeout", type=arguments.positive, default=300.0, help="seconds that Java may be silent")
     add(
         "--copy-videos",
         action="store_true",

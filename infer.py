@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Raises: UserError where window and stride cannot cover a video."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
     chosen = parser.add_mutually_exclusive_group()

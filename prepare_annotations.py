@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+import arguments
 import dataset
 import files
 from files import UserError
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     parser.add_argument(
         "--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout"
     )

@@ -6,7 +6,6 @@ dies, memory asked for by a size that a file claims, a pickle that acts, a file 
 unfinished file left behind. Every case depends on --seed and its number alone. Needs the tests' tiny models.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -315,7 +314,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Fuzz, print the table, and end with 1 where anything went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser(__doc__)
     parser.add_argument("--videos", type=int, default=1000, help="damaged videos, rounded up to a multiple of 50")
     parser.add_argument("--files", type=int, default=1000, help="damaged .pt, .safetensors, JSON and CSV files")
     parser.add_argument("--first", type=int, default=0, help="number of the first file's case, to repeat one")

@@ -30,7 +30,7 @@ from files import UserError
 
 def parser(description: str, runs: int | None = 5) -> argparse.ArgumentParser:
     """A command line with what every benchmark takes; `runs`: how many, where the benchmark repeats itself."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    found = arguments.Parser(description)
     if runs is not None:
         found.add_argument("--runs", type=arguments.count, default=runs, help="timed runs of each side")
     found.add_argument("--threads", type=arguments.count, default=torch.get_num_threads(), help="threads of torch")

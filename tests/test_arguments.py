@@ -19,3 +19,16 @@ def test_numbers_are_checked_where_they_are_read(kind, good, bad):
     for text in bad:
         with pytest.raises((argparse.ArgumentTypeError, ValueError)):
             kind(text)
+
+
+def test_help_names_the_defaults_that_say_something(capsys):
+    parser = arguments.Parser("What it does.")
+    parser.add_argument("--size", type=arguments.count, default=3, help="in pixels")
+    parser.add_argument("--splits", nargs="+", default=["train", "validation"], help="which")
+    parser.add_argument("--llm", help="where it is")
+    parser.add_argument("--gif", action="store_true", help="draw")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "in pixels (default: 3)" in said and "which (default: train validation)" in said
+    assert "None" not in said and "False" not in said
