@@ -170,11 +170,7 @@ def save(path: Path | str, packed: Packed) -> None:
     packed = Packed(*(None if tensor is None else tensor.detach().cpu() for tensor in packed))
     if not _all_finite(packed):
         raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
-    stored = _as_stored(packed)
-    try:
-        files.save_tensors(path, stored)
-    except FileNotFoundError:  # another run that starts in this folder took the unfinished file for a dead run's
-        files.save_tensors(path, stored)
+    files.save_tensors(path, _as_stored(packed))
 
 
 def _as_stored(packed: Packed) -> Tensor | dict[str, Tensor]:

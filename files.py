@@ -36,9 +36,17 @@ class Vanished(UserError):
 def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
     """Call `write(file)` on a new file beside `path`, flush it to the disk, and rename it to `path`.
 
-    On any failure (disk full, folder read-only) `path` is as it was before and the new file is gone.
+    On any failure (disk full, folder read-only) `path` is as it was before and the new file is gone. `write` may be
+    called again, on another file.
     """
     path = Path(path)
+    try:
+        _write_and_rename(path, write)
+    except FileNotFoundError:  # another run that starts in this folder took the unfinished file for a dead run's
+        _write_and_rename(path, write)
+
+
+def _write_and_rename(path: Path, write: Callable[[BinaryIO], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = None
     try:
@@ -95,8 +103,12 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all; nothing to do where they are one file."""
     if target.exists() and target.samefile(source):
         return
-    with open(source, "rb") as file:
-        write_atomic(target, lambda beside: shutil.copyfileobj(file, beside, 1 << 20))
+
+    def write(beside: BinaryIO) -> None:
+        with open(source, "rb") as file:
+            shutil.copyfileobj(file, beside, 1 << 20)
+
+    write_atomic(target, write)
 
 
 def read_json(path: Path | str, what: str) -> Any:

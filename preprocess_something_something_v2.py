@@ -145,8 +145,8 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
             "some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
         )
     cache.claim_config(layout.features, config)
-    for split in splits:  # what a run that was killed had not finished
-        for unfinished in layout.feature_folder(split).glob(".*.pt.*.tmp"):
+    for folder in (layout.features, *map(layout.feature_folder, splits)):
+        for unfinished in folder.glob(".*.tmp"):  # by a run that was killed
             unfinished.unlink(missing_ok=True)
     random.Random().shuffle(clips)  # two runs that meet in one folder work on different clips until few are left
     return clips, missing

@@ -139,6 +139,8 @@ class QFormer(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, D) patch tokens, and a bool mask (B, N) where lengths differ, to (B, Q, C) visual tokens."""
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.query_tokens.dtype)  # as the cache keeps them they may be float16
         x = self.query_tokens  # (1, Q, C)
         for block in self.blocks:
             x = block(x, features, self.visual_proj, mask)  # (B, Q, C)

@@ -133,6 +133,22 @@ def test_what_a_killed_process_did_not_finish_is_removed_once_it_is_old(tmp_path
     assert sorted(tmp_path.iterdir()) == [new, other]
 
 
+def test_a_writer_whose_unfinished_file_another_run_removes_writes_again(tmp_path):
+    (tmp_path / "source").write_text("whole")
+    removed = []
+
+    def write(file):
+        file.write(b"whole")
+        if not removed:
+            removed.append(next(tmp_path.glob(".a.*.tmp")))
+            removed[0].unlink()
+
+    files.write_atomic(tmp_path / "a", write)
+    files.copy(tmp_path / "source", tmp_path / "b")
+    assert removed and (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "source"]
+
+
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
     files.write_json(tmp_path / "a.json", ["half a pair \ud800"])
     assert files.read_json(tmp_path / "a.json", "it") == ["half a pair \ud800"]

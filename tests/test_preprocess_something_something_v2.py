@@ -404,6 +404,15 @@ def test_killed_at_five_random_moments_and_run_again_gives_the_same_files(data, 
     assert contents(data) == undisturbed
 
 
+def test_what_a_killed_run_had_not_finished_is_gone_at_once_whatever_it_was_writing(data, tiny, undisturbed):
+    spoil(data)
+    (data / "features" / "train").mkdir(parents=True)
+    for name in (".config.json.a.tmp", "train/.tr0.pt.b.tmp", "train/.failures.jsonl.c.tmp"):
+        (data / "features" / name).write_text("half")
+    assert processes.Script(MODULE, words(data, tiny), data / "log").wait() == 0
+    assert contents(data) == undisturbed
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_it_at_once_with_whole_files_only(data, tiny, tmp_path, number, code):
     spoil(data)

@@ -103,6 +103,14 @@ def test_bfloat16_autocast_stays_close_to_float32():
     torch.testing.assert_close(rough.float(), qformer(features), rtol=0.05, atol=0.05)
 
 
+def test_features_as_the_cache_keeps_them_need_no_conversion():
+    captioner = tiny.tiny_captioner()
+    for dtype in (torch.float16, torch.bfloat16):
+        kept = some_features().to(dtype)
+        assert torch.equal(captioner.qformer(kept), captioner.qformer(kept.float()))
+        assert captioner.generate(kept, 5) == captioner.generate(kept.float(), 5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_equals_the_textbook_for_captions_of_equal_length(kind):
     captioner = tiny.tiny_captioner(kind)
