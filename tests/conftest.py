@@ -2,6 +2,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never look for a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on two threads, child processes too
+# Results are compared to the last bit, by more processes than there are GPUs: on the CPU. test_gpu.py has the rest.
+os.environ.setdefault("GPUS_FOR_TESTS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items):
