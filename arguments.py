@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from typing import NoReturn
 
 from files import UserError
@@ -20,16 +19,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are told once, however many processes torchrun has started with it."""
+    """A command line whose mistakes are told like all others: in one line, once, with exit code 2."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
-        """Usage and message, exit code 2; under torchrun a UserError, of which one process tells."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"{message}; see python {self.prog} --help")
-        super().error(message)
+        """Raises: UserError."""
+        raise UserError(f"{message}; see python {self.prog} --help")
 
 
 def count(text: str) -> int:

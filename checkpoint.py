@@ -75,6 +75,8 @@ def read(path: Path | str) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
+    if not path.exists():
+        raise UserError(f"the checkpoint: there is no file {path}; train.py makes one, or give --checkpoint another")
     saved = files.load_tensors(path, "the checkpoint")
     if not isinstance(saved, dict) or not isinstance(saved.get("model_state_dict"), dict):
         raise UserError(

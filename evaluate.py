@@ -1,6 +1,7 @@
 """Score a checkpoint on a whole split: n-gram scores, SSv2's own actions and objects, and whether it looks."""
 
 import argparse
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -232,11 +233,13 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     for note in result["notes"]:
         print(note)
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
-    for row in rows:
-        interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
-        value = "none" if row["value"] is None else f"{row['value']:.4f}"
-        note = f"  ({row['note']})" if row["note"] and row["note"] not in result["notes"] else ""
-        print(f"  {row['name']:<{width}}  {value:>8}{interval}{note}")
+    for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
+        print(group)
+        for row in members:
+            interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
+            value = "none" if row["value"] is None else f"{row['value']:.4f}"
+            note = f"  ({row['note']})" if row["note"] and row["note"] not in result["notes"] else ""
+            print(f"  {row['name']:<{width}}  {value:>8}{interval}{note}")
     print(f"written: {args.results / 'evaluation.json'}, page: {page}")
 
 

@@ -47,6 +47,18 @@ def flops(size: sizes.Size, batch: int, dropout: bool) -> list[int]:
     return [measure.flops(lambda which=which: prepare(which)) for which in (0, 1)]
 
 
+def one_pass(size: str, batch: int, which: int) -> Callable[[], Tensor]:
+    """A pass in training mode, in a process of its own; what libraries set up once is no part of it."""
+
+    def prepare(size: sizes.Size) -> Callable[[], Tensor]:
+        qformer = sizes.qformers(size)[which].train()
+        outputs = torch.ones(batch, qformer.query_tokens.shape[1], size.lm["hidden_size"])
+        return forward_backward(qformer, sizes.features(size, batch), outputs)
+
+    prepare(sizes.SIZES["small"])()
+    return prepare(sizes.SIZES[size])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print the table."""
     parser = measure.parser(__doc__.splitlines()[0])
@@ -55,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     size = sizes.SIZES[args.size]
+    peaks = [measure.peak_memory(one_pass, args.size, args.batch, which, threads=args.threads) for which in (0, 1)]
     models = sizes.qformers(size)
     torch.manual_seed(1)
     batch = sizes.features(size, args.batch)
@@ -79,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         rows.append([f"seconds, {label}", *spreads, f"{ratio:.2f} x", "" if dropout else ">= 7 x"])
         shown = [f"{counted[1] / 1e9:.4g}", f"{counted[0] / 1e9:.4g}", f"{counted[1] / counted[0]:.2f} x"]
         rows.append([f"GFLOP, {label}", *shown, "" if dropout else ">= 6 x"])
+    shown = [f"{peaks[1] / 1e6:,.0f}", f"{peaks[0] / 1e6:,.0f}", f"{peaks[1] / max(peaks[0], 1):.2f} x", ""]
+    rows.append(["peak MB above the weights, training mode", *shown])
     rows.append(["outputs, relative error", "", "", f"{error:.1e}", "<= 1e-5"])
     rows.append([f"gradients, the worst ({worst})", "", "", f"{errors[worst]:.1e}", "<= 1e-5"])
     title = f"Q-Former, forward + backward, {args.size} size, batch {args.batch}"

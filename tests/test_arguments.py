@@ -3,6 +3,7 @@ import argparse
 import pytest
 
 import arguments
+from files import UserError
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,12 @@ def test_help_names_the_defaults_that_say_something(capsys):
     said = capsys.readouterr().out
     assert "in pixels (default: 3)" in said and "which (default: train validation)" in said
     assert "None" not in said and "False" not in said
+
+
+def test_a_mistake_on_the_command_line_is_told_in_one_line():
+    parser = arguments.Parser("What it does.")
+    parser.add_argument("--size", type=arguments.count)
+    for words, told in ((["--size", "0"], "argument --size: 0 is not 1 or more"), (["--sise", "1"], "--sise")):
+        with pytest.raises(UserError, match=f"{told}.*; see python .* --help$") as error:
+            parser.parse_args(words)
+        assert "\n" not in str(error.value)

@@ -13,6 +13,7 @@ import sample
 import tiny
 import train
 from benchmarks import (
+    cost,
     data_path,
     demo,
     feature_cache,
@@ -173,6 +174,14 @@ def test_preprocessing_and_its_limit(capsys):
     words = ["--clips", "3", "--runs", "1", "--workers", "1", "--batch-size", "2", "--hidden", "16", "--layers", "1"]
     preprocess.main([*words, "--pixels", "32", "--frames", "2"])
     assert len(table(capsys)) == 2
+
+
+def test_what_the_whole_dataset_costs(capsys):
+    cost.main(["--size", "small", "--captions", "1", "--epochs", "2", "--rate", "0.001"])
+    first = table(capsys)
+    cost.main(["--size", "small", "--captions", "1", "--epochs", "4", "--rate", "0.002"])
+    second = table(capsys)
+    assert len(first) == 2 and first[1][2] == second[1][2] != "0.0"  # twice the epochs at twice the rate
 
 
 def test_memory_over_a_run(capsys):
