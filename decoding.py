@@ -3,28 +3,20 @@
 Each worker decodes and resizes one clip at a time into memory that it shares with the parent. A clip that takes too
 long, or that takes its worker with it, is named with its reason, and a new worker goes on with the rest.
 
-Workers are forked by a nursery: a process of its own that has imported torch and decord once and has no threads. So a
-worker starts in milliseconds, also when the parent is busy with many threads, and does not import its main script.
+nursery.py starts the workers.
 """
 
 import contextlib
-import ctypes
-import json
 import mmap
-import multiprocessing
 import os
 import queue
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
@@ -33,10 +25,9 @@ import torch
 from torch import Tensor
 
 from files import UserError
-from vjepa import Transform, VideoError, read_clip
+from frames import Transform
+from nursery import FILE, SLOTS, Nursery
 
-SLOTS = 2  # clips a worker may have in hand: one being decoded, one that waits, so that it never idles
-WORKER_MEMORY = 4 << 30  # bytes a worker may take beyond what it starts with: a damaged header can ask for any size
 TRIES = 3  # workers that end before they are up, one after another, until it is called an error
 GRACE = 5.0  # seconds past the time limit after which the parent ends a worker that could not end itself
 
@@ -82,7 +73,7 @@ class ClipDecoder:
         workers: int | None = None,
         timeout: float = 60.0,
         ahead: int = 16,
-        nursery: "Nursery | None" = None,
+        nursery: Nursery | None = None,
     ) -> None:
         """Decode `paths`, each (key, path) or (key, path, start, end) with seconds.
 
@@ -207,7 +198,7 @@ class ClipDecoder:
             self.again.extend(job for _, job in worker.jobs)
             self.stillborn += 1
             if self.stillborn > TRIES:
-                raise UserError(f"the processes that decode do not start: see what python {__file__} says")
+                raise UserError(f"the processes that decode do not start: see what python {FILE} says")
             return
         _, job = worker.jobs.popleft()
         self.again.extend(waiting for _, waiting in worker.jobs)
@@ -239,143 +230,3 @@ def _anonymous_file(size: int) -> Any:
     file = os.fdopen(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()  # noqa: SIM115
     os.truncate(file.fileno(), size)
     return file
-
-
-# ---- the nursery ----
-
-
-class Nursery:
-    """The parent's handle on the process that forks workers."""
-
-    def __init__(self) -> None:
-        """Start it: at once by forking this process, or in a second or two where that is not safe.
-
-        A fork has this thread alone: any other may have held something that it waits for. From the main thread it is
-        what torch's own DataLoader does, with the same care: the child uses no GPU and one core.
-        """
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-                fork = multiprocessing.get_context("fork")
-                self.process = fork.Process(target=_forked, args=(self.socket, theirs), daemon=True)
-                self.process.start()
-            else:
-                self.process = subprocess.Popen(
-                    [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-                    pass_fds=[theirs.fileno()],
-                )
-
-    def is_alive(self) -> bool:
-        """Whether it can still fork."""
-        return self.process.poll() is None if isinstance(self.process, subprocess.Popen) else self.process.is_alive()
-
-    def fork(self, order: dict[str, Any], pipe: Connection, memory: int) -> None:
-        """Ask for a worker. One message, one worker: the socket keeps what comes before the nursery is up."""
-        line = json.dumps(order).encode().ljust(_ORDER)
-        with contextlib.suppress(OSError):  # it has died: the worker's pipe says so
-            socket.send_fds(self.socket, [line], [pipe.fileno(), memory])
-
-    def close(self) -> None:
-        """End it and its workers."""
-        self.socket.close()
-        self.process.kill()  # its workers end with it
-        self.process.wait() if isinstance(self.process, subprocess.Popen) else self.process.join()
-
-
-_ORDER = 1024  # bytes of one order, padded
-
-
-def _forked(others_end: socket.socket, parent: socket.socket) -> None:
-    others_end.close()  # or the end of the parent would not be noticed
-    _nurse(parent)
-
-
-def _nurse(parent: socket.socket) -> None:
-    """Fork a worker for each order; tell a worker's pipe when it has ended."""
-    pipes: dict[int, Connection] = {}
-
-    def reap(*_: Any) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                with contextlib.suppress(OSError), pipes.pop(ended[0]) as pipe:
-                    pipe.send(("ended", os.waitstatus_to_exitcode(ended[1])))
-
-    import decord  # noqa: F401  once, before forking
-
-    # FFmpeg and decord write to the terminal about every damaged byte; the clip is named instead
-    for stream in (0, 1, 2):
-        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
-    with contextlib.suppress(OSError):
-        os.setsid()  # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, reap)
-    torch.set_num_threads(1)
-    with contextlib.suppress(OSError):
-        while True:
-            order, handles, _, _ = socket.recv_fds(parent, _ORDER, 2, socket.MSG_WAITALL)
-            if len(handles) < 2:
-                return  # the parent has ended
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            pipe, memory = Connection(handles[0]), handles[1]
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-                    _work(pipe, memory, json.loads(order))
-                finally:
-                    os._exit(0)
-            pipes[pid] = pipe
-            os.close(memory)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-
-
-def _end_with_parent() -> None:
-    """Linux: be killed when the parent ends, even over a clip that hangs. Elsewhere the alarm has to do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _work(pipe: Connection, memory: int, order: dict[str, Any]) -> None:
-    """A worker: decode what the pipe asks for, until it closes."""
-    _end_with_parent()
-    _limit_memory()
-    transform = Transform(**order["transform"])
-    frames, timeout = order["frames"], order["timeout"]
-    shared = np.frombuffer(mmap.mmap(memory, order["size"]), np.uint8).reshape(SLOTS, -1)
-    with contextlib.suppress(EOFError, OSError):
-        pipe.send(("pid", os.getpid()))
-        while True:
-            slot, path, start, end = pipe.recv()
-            # Not handled, so the kernel ends the process on time, wherever in whoever's code it hangs.
-            signal.setitimer(signal.ITIMER_REAL, timeout)
-            try:
-                clip = read_clip(path, frames, transform, start, end)
-                shared[slot] = clip.numpy().reshape(-1)
-                said = ("clip", None)
-            except VideoError as error:
-                said = ("failed", str(error))
-            except MemoryError:
-                said = ("failed", "it needs more memory than decoding may use")
-            except Exception as error:
-                said = ("failed", f"it cannot be decoded ({type(error).__name__})")
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(said)
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (ImportError, OSError):
-        return  # not Linux: what a header claims is limited by vjepa.MAX_PIXELS alone
-    limit = pages * resource.getpagesize() + WORKER_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as _parent:
-        _nurse(_parent)

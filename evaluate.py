@@ -32,10 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     group = ranks.start()
     layout = dataset.check_data(args.data)
-    records = dataset.without_empty(dataset.read_ready(args.data, args.split), layout.ready(args.split))
-    records, missing = validation.with_features(records, layout, args.split, args.max_missing)
-    if missing:
-        group.say(f"{args.split}: {missing:,} clips have no features and are left out")
+    records = validation.usable_records(layout, args.split, args.max_missing, group)
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, group.device, args.llm, args.encoder)
     validation.check_features(captioner.config, layout, args.checkpoint)
     planned = plan(args, records, layout)

@@ -25,12 +25,13 @@ import provenance
 import report
 import timeline
 import videos
-from decoding import ClipDecoder, Failure, Nursery
+from decoding import ClipDecoder, Failure
 from files import UserError
+from frames import VideoError, probe, read_frames
+from nursery import Nursery
 from qformer import VideoCaptioner
 from streaming import WindowDecoder
 from templates import TemplateReader
-from vjepa import VideoError, probe, read_frames
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0

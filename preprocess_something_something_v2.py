@@ -26,10 +26,11 @@ import dataset
 import files
 import ranks
 from cache import CacheConfig
-from decoding import ClipDecoder, Failure, Nursery
+from decoding import ClipDecoder, Failure
 from encoding import Saver, encode_ahead
 from files import UserError
 from interrupts import Interrupted
+from nursery import Nursery
 from vjepa import DEFAULT_ENCODER, VideoEncoder
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 import dataset
 import files
 import sample_world as world
+from frames import MEAN, STD, Transform, read_frames
 from language import PROMPT
-from vjepa import MEAN, STD, Transform, read_frames
 
 FRAMES = 8
 EOS = "<|endoftext|>"  # Qwen2's, which is its pad token too

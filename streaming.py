@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 import decoding
+import nursery
 import timeline
 from decoding import Failure
-from vjepa import MAX_PIXELS, Transform, VideoError, frame_indices
+from frames import MAX_PIXELS, Transform, VideoError, frame_indices
 
 AHEAD = 8  # windows that wait to be captioned
 START = 60.0  # seconds that a process may take to come up, on a machine that is busy
@@ -171,8 +172,8 @@ def _answers(path: str, window: float, stride: float, count: int, transform: Tra
 
 def _work(pipe: Connection) -> None:
     """Answer each order, until the pipe closes; None ends an answer."""
-    decoding._end_with_parent()
-    decoding._limit_memory()
+    nursery.end_with_parent()
+    nursery.limit_memory()
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         pipe.send("ready")

@@ -25,12 +25,13 @@ import ranks
 import report
 import scores
 from checkpoint import Checkpoint
+from feature_loader import FeatureLoader
 from files import UserError
 from interrupts import Interrupted, Interrupts
 from qformer import QFormer, VideoCaptioner
 from schedule import Step, plan_epoch, rate_at
 from scores import Scorer
-from validation import SplitReader, check_features, gallery, unpack_for, with_features
+from validation import SplitReader, check_features, gallery, unpack_for, usable_records
 
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
 FIXED_WITHIN_EPOCH = ("batch_size", "accumulate", "captions_per_clip", "seed")
@@ -98,7 +99,9 @@ class Trainer:
         self.args, self.ranks = args, group
         self.layout = dataset.check_data(args.data)
         self.best = args.checkpoint.parent / f"{args.checkpoint.stem}_best.pt"
-        self.records = {split: self._records(split) for split in ("train", "validation")}
+        self.records = {
+            split: usable_records(self.layout, split, args.max_missing, group) for split in ("train", "validation")
+        }
         if args.checkpoint.is_dir() and not args.eval_only:
             raise UserError(f"--checkpoint {args.checkpoint} is a folder; give the file that is to be written")
         saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
@@ -133,19 +136,6 @@ class Trainer:
             group,
             self.interrupts.check,
         )
-
-    def _records(self, split: str) -> list[dataset.Record]:
-        records = [
-            record for record in dataset.read_ready(self.args.data, split) if any(map(str.strip, record["label"]))
-        ]
-        for record in records:
-            record["label"] = [caption for caption in map(dataset.clean, record["label"]) if caption]
-        if not records:
-            raise UserError(f"{self.layout.ready(split)} holds no caption that is not empty; prepare it again")
-        found, missing = with_features(records, self.layout, split, self.args.max_missing)
-        if missing:
-            self.ranks.say(f"{split}: {missing:,} clips have no features and are left out")
-        return found
 
     def _captioner(self, saved: Checkpoint | None) -> VideoCaptioner:
         args = self.args
@@ -288,10 +278,10 @@ class Trainer:
                 if self.step % args.save_every == 0 and self.step < len(steps):
                     self.save()
 
-    def _loader(self, steps: list[Step]) -> cache.FeatureLoader:
+    def _loader(self, steps: list[Step]) -> FeatureLoader:
         batches = [[clip_id for clip_id, _ in self._share(batch)[0]] for step in steps for batch in step.batches]
         pin = self.ranks.device.type == "cuda"
-        return cache.FeatureLoader(self.layout.feature_folder("train"), batches, workers=self.args.workers, pin=pin)
+        return FeatureLoader(self.layout.feature_folder("train"), batches, workers=self.args.workers, pin=pin)
 
     def _share(self, batch: list) -> tuple[list, bool]:
         """This rank's clips of a micro-batch; one that gets none works on the first, and it does not count."""

@@ -11,12 +11,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cache
+import dataset
 import files
 import report
 from dataset import Layout, Record
+from feature_loader import FeatureLoader
 from files import UserError
 from qformer import VideoCaptioner
 from ranks import Ranks
+
+
+def usable_records(layout: Layout, split: str, max_missing: float, ranks: Ranks) -> list[Record]:
+    """A split's records that have a caption and features; says how many are left out.
+
+    Raises: UserError as `dataset.read_ready` and `with_features`.
+    """
+    records = dataset.without_empty(dataset.read_ready(layout.data, split), layout.ready(split))
+    found, missing = with_features(records, layout, split, max_missing)
+    if missing:
+        ranks.say(f"{split}: {missing:,} clips have no features and are left out")
+    return found
 
 
 def with_features(records: list[Record], layout: Layout, split: str, max_missing: float) -> tuple[list[Record], int]:
@@ -69,7 +83,7 @@ class SplitReader:
     def batches(self, said: str, moved: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
         """Records and their features (B, N, D); `moved` gives a clip another's features (by id)."""
         sources = [[(moved or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
-        loader = cache.FeatureLoader(self.folder, sources, ahead=2, pin=self.captioner.device.type == "cuda")
+        loader = FeatureLoader(self.folder, sources, ahead=2, pin=self.captioner.device.type == "cuda")
         clips = sum(map(len, self.parts))
         with tqdm(total=clips, desc=said, unit="clip", disable=not self.ranks.is_main, leave=False) as bar:
             for part, (_, packed) in zip(self.parts, loader, strict=True):

@@ -28,6 +28,8 @@ import sample
 import train
 import vjepa
 from benchmarks import demo, measure
+from feature_loader import FeatureLoader
+from frames import Transform, read_frames
 
 KINDS = {"float16": ("float16", 1), "int8": ("int8", 1), "int8, pool 2": ("int8", 2)}
 WANTED = {"float16": "8.39 MB", "int8": "<= 4.21 MB", "int8, pool 2": "<= 1.06 MB"}
@@ -45,7 +47,7 @@ def files_of(kind: str, size: str, folder: Path, runs: int) -> list[str]:
         cache.save(folder / f"{name}.pt", cache.pack(torch.randn(tokens, dim), dtype, pool, grid))
 
     def read() -> None:
-        for _, packed in cache.FeatureLoader(folder, [[name] for name in names]):
+        for _, packed in FeatureLoader(folder, [[name] for name in names]):
             cache.unpack(packed)
 
     seconds = measure.times({kind: read}, runs)[kind]
@@ -70,7 +72,7 @@ def wide_features(size: str, depth: int) -> tuple[Tensor, cache.Grid]:
     torch.manual_seed(0)
     model = VJEPA2Model(config).eval()
     clip = sample.render_clip(next(iter(sample.choose_clips({"train": 1}, 0)["train"].values())), frames=frames)
-    look = vjepa.Transform(16 * grid[1], False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    look = Transform(16 * grid[1], False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.mean, look.std))
     pixels = (look.apply(clip).float() / 255 - mean) / std
     with torch.no_grad():
@@ -85,7 +87,7 @@ def sample_features(data: Path, flags: str, clips: int) -> tuple[Tensor, cache.G
     encoder = vjepa.VideoEncoder(known.encoder, "cpu", known.frames)
     layout = dataset.check_data(data)
     chosen = [layout.video(record["id"]) for record in dataset.read_split(data, "validation")[:clips]]
-    frames = [encoder.transform.apply(vjepa.read_frames(path, encoder.frames)) for path in chosen]
+    frames = [encoder.transform.apply(read_frames(path, encoder.frames)) for path in chosen]
     return encoder.encode(torch.stack(frames)), encoder.grid
 
 

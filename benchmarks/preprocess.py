@@ -27,7 +27,8 @@ import files
 import preprocess_something_something_v2 as preprocessing
 import sample
 from benchmarks import measure
-from vjepa import VideoEncoder, read_clip
+from frames import read_clip
+from vjepa import VideoEncoder
 
 SIZE = (320, 240)
 FRAMES = 48  # of a clip: four seconds of 12 a second

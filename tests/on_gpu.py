@@ -17,6 +17,7 @@ import preprocess_something_something_v2 as preprocess
 import tiny
 import train
 from benchmarks import textbook
+from feature_loader import FeatureLoader
 from qformer import QFormer, VideoCaptioner
 from vjepa import VideoEncoder
 
@@ -65,7 +66,7 @@ def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
 @pytest.mark.parametrize("dtype", cache.DTYPES)
 def test_features_are_dequantized_on_the_gpu(dtype, tmp_path):
     cache.save(tmp_path / "a.pt", cache.pack(some_features()[0], dtype))
-    ((_, packed),) = cache.FeatureLoader(tmp_path, [["a", "a"]], pin=True)
+    ((_, packed),) = FeatureLoader(tmp_path, [["a", "a"]], pin=True)
     assert packed.values.is_pinned()
     there = cache.unpack(packed, GPU, torch.float32)
     assert there.device.type == "cuda" and torch.equal(there.cpu(), cache.unpack(packed))

@@ -1,28 +1,17 @@
 import json
 import os
 import pickle
-import threading
-import time
 
 import pytest
 import torch
 
 import cache
-from cache import CacheConfig, FeatureLoader, Packed, pack, unpack
+from cache import CacheConfig, Packed, pack, unpack
+from feature_loader import FeatureLoader
 from files import UserError
+from tiny import fill_cache, tokens
 
 CONFIG = CacheConfig("some/encoder", 32, 256, False, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "float16", 1, 16, 8)
-
-
-def tokens(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def fill(folder, count, dtype="float16", shape=(16, 8)):
-    clips = {str(i): pack(tokens(*shape, seed=i), dtype) for i in range(count)}
-    for name, clip in clips.items():
-        cache.save(folder / f"{name}.pt", clip)
-    return clips
 
 
 # ---- packing ----
@@ -114,7 +103,7 @@ def test_saving_a_clip_of_a_batch_writes_that_clip_alone(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_what_is_saved_is_loaded(tmp_path, dtype):
-    clip = fill(tmp_path, 1, dtype)["0"]
+    clip = fill_cache(tmp_path, 1, dtype)["0"]
     again = cache.load(tmp_path / "0.pt")
     assert all(a is b or torch.equal(a, b) for a, b in zip(again, clip, strict=True))
 
@@ -152,7 +141,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, value):
 
 
 def test_a_truncated_or_missing_file_is_refused(tmp_path):
-    fill(tmp_path, 1)
+    fill_cache(tmp_path, 1)
     whole = (tmp_path / "0.pt").read_bytes()
     for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut.pt").write_bytes(whole[:length])
@@ -174,7 +163,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_ran(tmp_path):
     marker = tmp_path / "ran"
     torch.save(Dangerous(str(marker)), tmp_path / "zip.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Dangerous(str(marker))))
-    fill(tmp_path, 1)
+    fill_cache(tmp_path, 1)
     for name in ("zip", "plain"):
         with pytest.raises(UserError, match=f"{name}.pt"):
             list(FeatureLoader(tmp_path, [["0", name]]))
@@ -208,104 +197,6 @@ def test_unpack_on_the_device_gives_the_dtype_asked_for():
         assert unpack(packed).dtype == torch.float32
         assert unpack(packed, dtype=torch.bfloat16).dtype == torch.bfloat16
         assert torch.allclose(unpack(packed), features, atol=0.05)
-
-
-# ---- the loader ----
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-def test_batches_come_in_order_and_equal_to_the_files(tmp_path, dtype):
-    clips = fill(tmp_path, 23, dtype)
-    wanted = [["3", "1"], ["22"], ["5", "5", "0"]] + [[str(i), str(22 - i)] for i in range(23)]
-    given = list(FeatureLoader(tmp_path, wanted, workers=3))
-    assert [ids for ids, _ in given] == wanted
-    for ids, batch in given:
-        assert torch.equal(batch.values, torch.stack([clips[i].values for i in ids]))
-        if dtype == "int8":
-            assert torch.equal(batch.scales, torch.stack([clips[i].scales for i in ids]))
-
-
-def test_files_of_one_maker_are_read_in_place_and_others_by_torch(tmp_path):
-    clips = fill(tmp_path, 4)
-    torch.save(torch.nn.Parameter(clips["1"].values), tmp_path / "1.pt")
-    torch.save(clips["2"].values[None].clone(), tmp_path / "2.pt")  # published
-    loader = FeatureLoader(tmp_path, [["0", "1", "2", "3"]])
-    (_, batch), *_ = loader
-    assert torch.equal(batch.values, torch.stack([clips[str(i)].values for i in range(4)]))
-    row = torch.empty(16, 8, dtype=torch.float16).view(torch.uint8).view(-1).numpy()
-    assert loader._layout.read(tmp_path / "3.pt", [row])
-    assert not loader._layout.read(tmp_path / "1.pt", [row])
-    assert not loader._layout.read(tmp_path / "2.pt", [row])
-
-
-def test_a_file_with_a_changed_pickle_is_not_read_in_place(tmp_path):
-    fill(tmp_path, 2)
-    whole = bytearray((tmp_path / "1.pt").read_bytes())
-    whole[whole.index(b"HalfStorage")] = ord("h")
-    (tmp_path / "1.pt").write_bytes(whole)
-    with pytest.raises(UserError, match="1.pt"):
-        list(FeatureLoader(tmp_path, [["0", "1"]]))
-
-
-def test_two_sizes_of_features_are_refused_with_both_named(tmp_path):
-    fill(tmp_path, 2)
-    cache.save(tmp_path / "odd.pt", pack(tokens(12, 8), "float16"))
-    for batches in ([["0", "odd"]], [["0"], ["1"], ["odd"]]):
-        with pytest.raises(UserError, match=r"0.pt is 16x8 float16, \S*odd.pt is 12x8 float16"):
-            list(FeatureLoader(tmp_path, batches))
-
-
-def test_a_float_and_an_int8_file_do_not_mix(tmp_path):
-    fill(tmp_path, 1)
-    cache.save(tmp_path / "int8.pt", pack(tokens(16, 8), "int8"))
-    with pytest.raises(UserError, match="two kinds"):
-        list(FeatureLoader(tmp_path, [["0", "int8"]]))
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_damaged_file_far_ahead_is_raised_when_its_batch_is_due(tmp_path, damage):
-    fill(tmp_path, 6)
-    if damage == "missing":
-        (tmp_path / "5.pt").unlink()
-    else:
-        (tmp_path / "5.pt").write_bytes((tmp_path / "5.pt").read_bytes()[:-30])
-    got = []
-    with pytest.raises(UserError, match="5.pt"):
-        for ids, _ in FeatureLoader(tmp_path, [[str(i)] for i in range(6)]):
-            got += ids
-    assert got == ["0", "1", "2", "3", "4"]
-
-
-def test_reading_ahead_is_bounded(tmp_path):
-    fill(tmp_path, 1)
-    asked = []
-
-    def batches():
-        for number in range(1000):
-            asked.append(number)
-            yield ["0"]
-
-    for number, _ in enumerate(FeatureLoader(tmp_path, batches(), ahead=3)):
-        assert len(asked) <= number + 5
-        if number == 50:
-            break
-    assert len(asked) <= 55
-
-
-def test_leaving_early_stops_the_threads(tmp_path):
-    fill(tmp_path, 1)
-    iterator = iter(FeatureLoader(tmp_path, [["0"]] * 100, workers=4))
-    next(iterator)
-    iterator.close()
-    time.sleep(0.05)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("features")]
-
-
-def test_a_loader_can_be_used_again_and_knows_its_length(tmp_path):
-    fill(tmp_path, 3)
-    loader = FeatureLoader(tmp_path, [["0"], ["1", "2"]])
-    assert len(loader) == 2
-    assert [ids for ids, _ in loader] == [ids for ids, _ in loader]
 
 
 # ---- config.json ----
@@ -353,14 +244,14 @@ def test_the_same_weights_under_another_name_are_the_same_encoder():
 
 
 def test_features_that_nobody_described_are_not_added_to(tmp_path):
-    fill(tmp_path / "train", 1)
+    fill_cache(tmp_path / "train", 1)
     with pytest.raises(UserError, match="nothing says what made"):
         cache.claim_config(tmp_path, CONFIG)
     assert not (tmp_path / "config.json").exists()
 
 
 def test_whether_a_clip_is_cached(tmp_path):
-    fill(tmp_path, 1)
+    fill_cache(tmp_path, 1)
     path = tmp_path / "0.pt"
     assert cache.is_cached(path, CONFIG)
     assert not cache.is_cached(tmp_path / "1.pt", CONFIG)

@@ -11,9 +11,10 @@ import torch
 
 import decoding
 import filming
-from decoding import ClipDecoder, Failure, Nursery
+from decoding import ClipDecoder, Failure
 from files import UserError
-from vjepa import Transform, read_clip
+from frames import Transform, read_clip
+from nursery import SLOTS, Nursery
 
 TRANSFORM = Transform(32)
 
@@ -110,7 +111,7 @@ def test_jobs_are_asked_for_only_as_they_are_needed(clips, nursery):
     with ClipDecoder(paths(), TRANSFORM, 8, 2, nursery=nursery, ahead=3) as decoder:
         for taken, _ in enumerate(decoder, 1):
             # three ready, one in the hands of the thread, two workers with two each, one being handed out
-            assert len(asked) <= taken + 3 + 1 + 2 * decoding.SLOTS + 1
+            assert len(asked) <= taken + 3 + 1 + 2 * SLOTS + 1
             if taken == 40:
                 break
     assert len(asked) < 60
@@ -170,9 +171,9 @@ def test_the_nursery_may_die_too(clips, slow):
 
 
 def test_workers_that_never_start_are_an_error_and_not_the_clips_fault(clips, monkeypatch, tmp_path):
-    broken = tmp_path / "decoding.py"
+    broken = tmp_path / "nursery.py"
     broken.write_text("raise SystemExit(1)")
-    monkeypatch.setattr(decoding, "__file__", str(broken))
+    monkeypatch.setattr("nursery.FILE", str(broken))
     with pytest.raises(UserError, match="do not start"):
         decode(clips.items(), None)  # the decoder's own thread starts this nursery: not by forking
 

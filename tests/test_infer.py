@@ -19,10 +19,11 @@ import infer
 import streaming
 import videos
 from cache import CacheConfig
-from decoding import Nursery
 from files import UserError
+from frames import VideoError
+from nursery import Nursery
 from tiny import TEMPLATES, save_lm, tiny_qformer
-from vjepa import VideoEncoder, VideoError
+from vjepa import VideoEncoder
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 

@@ -22,7 +22,8 @@ import fuzz_videos
 import preprocess_something_something_v2 as preprocess
 import processes
 from files import UserError
-from vjepa import VideoEncoder, read_clip
+from frames import read_clip
+from vjepa import VideoEncoder
 
 MODULE = "preprocess_something_something_v2"
 # Beside what processes.py has asked for: seconds of processor time for each process that is started here.

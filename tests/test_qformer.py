@@ -11,8 +11,9 @@ import language
 import sample
 import tiny
 from benchmarks import textbook
+from frames import read_frames
 from qformer import QFormer, VideoCaptioner
-from vjepa import VideoEncoder, read_frames
+from vjepa import VideoEncoder
 
 KINDS = ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"]
 BATCH = [

@@ -12,9 +12,8 @@ import torch
 
 import streaming
 import timeline
-import vjepa
 from decoding import Failure
-from vjepa import Transform, VideoError
+from frames import Transform, VideoError, probe, read_clip
 
 LOOK = Transform(32)
 
@@ -43,11 +42,11 @@ def windows_of(path: Path, window: float, stride: float, count: int = 4) -> list
 @pytest.mark.parametrize(("window", "stride"), [(2.0, 2.0), (3.0, 0.7)])
 def test_windows_hold_the_frames_that_reading_each_by_itself_gives(tmp_path, name, codec, window, stride):
     path = write_video(tmp_path / name, codec=codec)
-    spans = timeline.windows(vjepa.probe(path).duration, window, stride)
+    spans = timeline.windows(probe(path).duration, window, stride)
     found = windows_of(path, window, stride)
     assert len(found) == len(spans) > 3
     for frames, span in zip(found, spans, strict=True):
-        assert torch.equal(frames, vjepa.read_clip(path, 4, LOOK, *span))
+        assert torch.equal(frames, read_clip(path, 4, LOOK, *span))
 
 
 def test_a_window_shows_its_own_frames_first_and_last_included(tmp_path):

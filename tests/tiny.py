@@ -131,6 +131,20 @@ def features_config(encoder: str = "tiny-encoder", tokens: int = 6, dim: int = 1
     )
 
 
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fill_cache(
+    folder: Path, count: int, dtype: str = "float16", shape: tuple[int, int] = (16, 8)
+) -> dict[str, cache.Packed]:
+    """Features of clips "0", "1", ... in `folder`."""
+    clips = {str(i): cache.pack(tokens(*shape, seed=i), dtype) for i in range(count)}
+    for name, clip in clips.items():
+        cache.save(folder / f"{name}.pt", clip)
+    return clips
+
+
 def make_dataset(data: Path, train: int = 10, validation: int = 5, features: bool = True, seed: int = 0) -> Path:
     """A prepared dataset with random features: labels, caption lists and cache, without videos."""
     (data / "labels").mkdir(parents=True)
