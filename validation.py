@@ -45,8 +45,9 @@ def with_features(records: list[Record], layout: Layout, split: str, max_missing
     if not found or missing > len(records) * max_missing / 100:
         first = next(record["id"] for record in records if record["id"] not in there)
         raise UserError(
-            f"{missing:,} of {len(records):,} {split} clips have no features in {folder} (the first is {first}); run "
-            f"preprocess_something_something_v2.py --data {layout.data}, or allow more with --max-missing PERCENT"
+            f"{missing:,} of {len(records):,} {split} clips have no features in {folder} (the first is {first}); "
+            f"run preprocess_something_something_v2.py --data {layout.data} --splits {split}, or allow more with "
+            "--max-missing"
         )
     return found, missing
 
