@@ -119,6 +119,8 @@ class VideoCaptioner(
         width = lm.get_input_embeddings().embedding_dim
         if qformer.config["dim"] != width:
             raise ValueError(f"the Q-Former is {qformer.config['dim']} wide, the language model's embeddings {width}")
+        if (head := lm.get_output_embeddings()) is not None:
+            head.register_forward_pre_hook(language.as_one_matrix)
         # A shared prefix needs positions that can restart; ALiBi and recurrent models have none to set.
         takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
         self.shares_prefix = takes_positions and not getattr(lm.config, "alibi", False)

@@ -50,10 +50,13 @@ def machine() -> str:
 
 
 def times(sides: dict[str, Callable[[], Any]], runs: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run of each side, in turns; the first `warmup` rounds do not count."""
+    """Seconds of each run of each side, in turns; the first `warmup` rounds do not count.
+
+    Every other round goes backwards: a side that leaves much memory behind slows the one after it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(warmup + runs):
-        for name, run in sides.items():
+    for number in range(warmup + runs):
+        for name, run in list(sides.items())[:: -1 if number % 2 else 1]:
             begun = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begun)

@@ -94,7 +94,7 @@ def flops(size: sizes.Size, captions: int | None) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print the table."""
-    parser = measure.parser(__doc__.splitlines()[0], runs=3)
+    parser = measure.parser(__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sizes.SIZES, default="real", help="of the models; real needs 10 GB of memory")
     parser.add_argument("--batch", type=arguments.count, default=2, help="clips")
     parser.add_argument("--captions", type=arguments.count, nargs="+", default=[1, 4, 14], help="captions a clip")

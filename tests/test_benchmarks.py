@@ -107,10 +107,10 @@ def test_peak_memory_is_what_was_taken_after_the_preparation():
     assert 2 * 60e6 < measure.peak_memory(allocate, 60, threads=1, times=2) < 2 * 80e6
 
 
-def test_sides_alternate_and_warm_ups_do_not_count():
+def test_sides_alternate_there_and_back_and_warm_ups_do_not_count():
     calls = []
     seconds = measure.times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, runs=2, warmup=1)
-    assert calls == ["a", "b"] * 3 and [len(values) for values in seconds.values()] == [2, 2]
+    assert calls == ["a", "b", "b", "a", "a", "b"] and [len(values) for values in seconds.values()] == [2, 2]
     assert measure.spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 - 3.0)"
 
 

@@ -145,6 +145,16 @@ def test_captions_that_share_a_prefix_score_as_each_alone(kind):
     torch.testing.assert_close(weighted, 0.5 * alone[0] + 2 * alone[5], rtol=1e-5, atol=1e-5)
 
 
+def test_logits_of_a_batch_are_one_product():
+    """The kept positions are a slice; multiplied clip by clip they would read the whole vocabulary for each clip."""
+    captioner = tiny.tiny_captioner()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        captioner.loss(some_features(), tiny.CAPTIONS[:3]).backward()
+        captioner.generate(some_features(), max_new_tokens=2)
+    wide = [event for event in profile.events() if event.name == "aten::bmm"]
+    assert not [event for event in wide if 384 in (shape[-1] for shape in event.input_shapes if shape)]
+
+
 def test_activations_that_are_made_again_change_no_gradient(monkeypatch):
     made, gradients = [], []
     silu = torch.nn.functional.silu
