@@ -215,7 +215,7 @@ class VideoCaptioner(
         # Nothing that counts comes after a pad on the right: one caption a row needs no mask but the causal one.
         extra = self._block_arguments(packed, prefix) if any(len(row) > 1 for row in rows) else {}
         kept = packed.input_ids.shape[1] + 1
-        with language.activations_made_again():
+        with language.activations_made_again(), language.last_mlp_for(self.lm, kept):
             logits = self.lm(inputs_embeds=inputs, use_cache=False, logits_to_keep=kept, **extra).logits
         return _mean_nll(logits[:, -kept:], packed, sum(map(len, rows)))  # logits: (B, L + 1, V)
 

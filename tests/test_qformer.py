@@ -155,6 +155,28 @@ def test_logits_of_a_batch_are_one_product():
     assert not [event for event in wide if 384 in (shape[-1] for shape in event.input_shapes if shape)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_mlp_is_spared_the_positions_that_have_no_logits(kind, monkeypatch):
+    """Of a gated MLP; the others are as they were. Losses and gradients stay."""
+    found, seen = [], []
+    for spared in (True, False):
+        captioner = tiny.tiny_captioner(kind)
+        gates = [layer for name, layer in captioner.lm.named_modules() if name.endswith("mlp.gate_proj")]
+        for gate in gates:
+            gate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+        if not spared:
+            monkeypatch.setattr(language, "last_mlp_for", lambda *_: contextlib.nullcontext())
+        losses = captioner.losses(some_features(), BATCH)
+        losses.sum().backward()
+        found.append([losses, *(parameter.grad for parameter in captioner.qformer.parameters())])
+        assert not any("forward" in vars(module) for module in captioner.lm.modules())
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    length = max(sum(len(captioner.caption_ids(caption)) for caption in row) for row in BATCH)
+    whole = captioner.prefix_length + length
+    assert seen == ([whole, length + 1, whole, whole] if kind in ("qwen2", "qwen3", "llama") else [])
+
+
 def test_activations_that_are_made_again_change_no_gradient(monkeypatch):
     made, gradients = [], []
     silu = torch.nn.functional.silu
