@@ -103,10 +103,9 @@ def main(argv: list[str] | None = None) -> None:
     count = len(passes.steps)
     each = [measure.spread(seconds[name], 1, 1000 / count) for name in ("memory", "disk")]
     ratio = measure.median(seconds["disk"]) / measure.median(seconds["memory"])
-    paired = [disk / memory for disk, memory in zip(seconds["disk"], seconds["memory"], strict=True)]
     title = f"Training's data path, {args.size} size, passes of {count} steps"
     header = ("ms a step, in memory", "ms a step, from the cache", "ratio", "median of pairs", "wanted")
-    row = [*each, f"{ratio:.3f}", f"{measure.median(paired):.3f}", WANTED[args.size]]
+    row = [*each, f"{ratio:.3f}", f"{measure.paired(seconds['disk'], seconds['memory']):.3f}", WANTED[args.size]]
     measure.report(__file__, title, header, [row])
 
 

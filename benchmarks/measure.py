@@ -66,6 +66,11 @@ def times(sides: dict[str, Callable[[], Any]], runs: int, warmup: int = 1) -> di
 median = statistics.median
 
 
+def paired(one: list[float], other: list[float]) -> float:
+    """How many times `one` is `other`: the median over rounds, in each of which the machine was as fast for both."""
+    return median(a / b for a, b in zip(one, other, strict=True))
+
+
 def spread(values: list[float], digits: int = 2, scale: float = 1) -> str:
     """`median (least - most)`, of more than one value."""
     shown = [f"{scale * value:.{digits}f}" for value in (median(values), min(values), max(values))]

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             errors = {name: relative_error(one.grad, other.grad) for (name, one), (_, other) in pairs}
             worst = max(errors, key=errors.__getitem__)
         seconds = measure.times(sides, args.runs)
-        ratio = measure.median(seconds["textbook"]) / measure.median(seconds["absorbed"])
+        ratio = measure.paired(seconds["textbook"], seconds["absorbed"])
         counted = flops(size, args.batch, dropout)
         label = "training mode, dropout on" if dropout else "dropout off"
         spreads = [measure.spread(seconds[name]) for name in ("textbook", "absorbed")]

@@ -112,6 +112,7 @@ def test_sides_alternate_there_and_back_and_warm_ups_do_not_count():
     seconds = measure.times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, runs=2, warmup=1)
     assert calls == ["a", "b", "b", "a", "a", "b"] and [len(values) for values in seconds.values()] == [2, 2]
     assert measure.spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 - 3.0)"
+    assert measure.paired([2.0, 40.0, 9.0], [1.0, 10.0, 3.0]) == 3.0
 
 
 def test_a_training_step_of_each_side(capsys):
