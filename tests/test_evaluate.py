@@ -87,6 +87,34 @@ def test_templates_are_scored_in_the_case_of_most_captions(run, tmp_path, monkey
     assert texts[0] == scored
 
 
+def test_every_setting_reaches_what_it_sets(run, tmp_path, monkeypatch):
+    """Beams, lengths, Java's patience, and which reversed clips are decoded for how long."""
+    data = shutil.copytree(run / "data", tmp_path / "data")
+    (data / "20bn-something-something-v2").mkdir()
+    for clip in range(11, 16):  # 12 and 13 move up and down, 14 is covering: they have opposites
+        (data / "20bn-something-something-v2" / f"{clip}.webm").touch()
+    told, make = {}, evaluate.Scorer
+
+    def generate(_, clips, max_new_tokens, num_beams):
+        told["captions"] = (max_new_tokens, num_beams)
+        return ["moving a red ball up"] * len(clips)
+
+    def reversed_captions(_, videos, *settings):
+        told["reversed"] = (sorted(videos), settings[:-1])
+        return {}
+
+    monkeypatch.setattr(VideoCaptioner, "generate", generate)
+    monkeypatch.setattr(evaluate.grounding, "reversed_captions", reversed_captions)
+    monkeypatch.setattr(evaluate, "Scorer", lambda *given: told.update(java=given[2], seed=given[3]) or make(*given))
+    words = "--grounding --no-meteor --num-beams 3 --max-new-tokens 7 --batch-size 2 --clip-timeout 9 --java-timeout 8"
+    for most, clips in ((1, 1), (9, 3)):
+        more = [*words.split(), "--data", str(data), "--seed", "4", "--reversed-clips", str(most)]
+        evaluate.main(flags(run, tmp_path, *more))
+        assert told["captions"] == (7, 3) and (told["java"], told["seed"]) == (8.0, 4)
+        assert len(told["reversed"][0]) == clips and told["reversed"][1] == (2, 7, 3, 9.0)
+    assert told["reversed"][0] == ["12", "13", "14"]
+
+
 def test_what_the_scores_need_is_missed_before_any_clip_is_captioned(run, tmp_path, monkeypatch):
     shutil.copytree(run / "data", tmp_path / "data")
     (tmp_path / "data" / "labels" / "labels.json").write_text('{"Moving [something] up": "0"}')

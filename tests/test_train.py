@@ -84,6 +84,31 @@ def test_a_run_leaves_what_was_promised(data, models, tmp_path):
     assert (tmp_path / "checkpoint_best.pt").exists()
 
 
+def test_the_flags_of_model_and_optimizer_are_what_is_trained(data, models, tmp_path):
+    wanted = {"num_queries": 3, "num_heads": 4, "depth": 2, "mlp_ratio": 2, "dropout": 0.2, "mlp_dropout": 0.4}
+    run_train(data, models, tmp_path, **wanted, epochs=1, weight_decay=0.5, lr=3e-3)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert {key: saved["config"]["qformer"][key] for key in wanted} == wanted
+    assert saved["model_state_dict"]["qformer.blocks.1.mlp.0.weight"].shape == (2 * 32, 32)
+    settings = saved["optimizer_state_dict"]["param_groups"][0]
+    assert (settings["weight_decay"], settings["lr"]) == (0.5, 3e-3)
+
+
+def test_gradients_are_clipped_to_their_longest(data, models, tmp_path, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def look(self):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    for longest in (0, 1e-3):
+        run_train(data, models, tmp_path / str(longest), epochs=1, clip_norm=longest)
+    unclipped, clipped = norms[: len(norms) // 2], norms[len(norms) // 2 :]
+    assert min(unclipped) > 1e-2 and clipped == pytest.approx([1e-3] * len(clipped), rel=1e-3)
+
+
 def test_only_the_qformer_learns_and_the_loss_falls(data, models, tmp_path):
     run_train(data, models, tmp_path, epochs=12, lr=1e-2, dropout=0, mlp_dropout=0)
     history = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["history"]
