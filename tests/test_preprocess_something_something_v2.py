@@ -195,9 +195,9 @@ def test_no_data_no_labels_and_no_videos_are_told(data, tiny, tmp_path):
     [["--splits", "training"], ["--pool", "3"], ["--frames", "0"], ["--clip-timeout", "-1"], ["--workers", "x"]],
 )
 def test_bad_flags_end_with_code_2(data, tiny, flags):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(UserError, match=f"argument {flags[0]}: ") as error:
         preprocess.main(words(data, tiny, *flags))
-    assert stopped.value.code == 2
+    assert error.value.code == 2
 
 
 def test_a_pool_that_does_not_fit_is_refused(data, tiny, tmp_path):
