@@ -103,12 +103,13 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all; nothing to do where they are one file."""
     if target.exists() and target.samefile(source):
         return
+    with open(source, "rb") as file:
 
-    def write(beside: BinaryIO) -> None:
-        with open(source, "rb") as file:
+        def write(beside: BinaryIO) -> None:
+            file.seek(0)
             shutil.copyfileobj(file, beside, 1 << 20)
 
-    write_atomic(target, write)
+        write_atomic(target, write)
 
 
 def read_json(path: Path | str, what: str) -> Any:

@@ -112,7 +112,7 @@ def last_mlp_for(lm: nn.Module, kept: int) -> Iterator[None]:
     Its keys and values come before it, and logits are made of the kept positions: of 80 positions with 13 kept this
     is a fortieth of Qwen2-1.5B's work, forwards and backwards. Language models without a gated MLP run as they are.
     """
-    layers = max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len, default=[None])
+    layers = max((m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m)), key=len, default=[None])
     mlp = getattr(layers[-1], "mlp", None)
     projections = (getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not all(isinstance(projection, nn.Linear) for projection in projections) or "forward" in vars(mlp):

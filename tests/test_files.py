@@ -147,6 +147,9 @@ def test_a_writer_whose_unfinished_file_another_run_removes_writes_again(tmp_pat
     files.copy(tmp_path / "source", tmp_path / "b")
     assert removed and (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "source"]
+    with pytest.raises(FileNotFoundError) as error:
+        files.copy(tmp_path / "gone", tmp_path / "b")
+    assert error.value.filename == str(tmp_path / "gone")  # what is missing, not what was to be written
 
 
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
