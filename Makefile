@@ -23,7 +23,7 @@ setup: .venv/installed
 	touch $@
 
 demo: .venv/installed
-	$(RUN) sample.py render --data $(DATA)
+	$(RUN) -m sample render --data $(DATA)
 	$(RUN) preprocess_something_something_v2.py --data $(DATA) --splits train validation test \
 		--encoder sample/vjepa2 --frames 8
 	$(RUN) prepare_annotations.py --data $(DATA)

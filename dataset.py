@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import files
-from files import UserError
+from runtime import files
+from runtime.files import UserError
 
 DEFAULT_DATA = Path("data/something-something-v2")
 SPLITS = ("train", "validation", "test")

@@ -10,21 +10,18 @@ from typing import Any
 
 import torch
 
-import arguments
 import dataset
-import files
-import grounding
-import provenance
-import ranks
-import report
-import scores
-import validation
-from files import UserError
-from interrupts import Interrupted, Interrupts
+from evaluation import grounding, report, scores
+from evaluation import split as validation
+from evaluation.scores import Scorer
+from evaluation.split import SplitReader
+from evaluation.ssv2 import template_key
 from qformer import VideoCaptioner
-from scores import Scorer
-from templates import template_key
-from validation import SplitReader
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files, provenance
+from runtime.files import UserError
+from runtime.signals import Interrupted, Interrupts
 
 
 def main(argv: list[str] | None = None) -> int:

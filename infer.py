@@ -16,22 +16,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import arguments
 import dataset
-import files
-import gif
-import metrics
-import provenance
-import report
-import timeline
-import videos
-from decoding import ClipDecoder, Failure
-from files import UserError
-from frames import VideoError, probe, read_frames
-from nursery import Nursery
+from evaluation import ngrams as metrics
+from evaluation import report
+from evaluation.ssv2 import TemplateReader
 from qformer import VideoCaptioner
-from streaming import WindowDecoder
-from templates import TemplateReader
+from runtime import cli as arguments
+from runtime import files, provenance
+from runtime.files import UserError
+from video import gif
+from video import paths as videos
+from video import subtitles as timeline
+from video.nursery import Nursery
+from video.reader import VideoError, probe, read_frames
+from video.windows import WindowDecoder
+from video.workers import ClipDecoder, Failure
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0

@@ -4,11 +4,11 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-import arguments
 import dataset
-import files
-from files import UserError
-from templates import TemplateReader, template_key
+from evaluation.ssv2 import TemplateReader, template_key
+from runtime import cli as arguments
+from runtime import files
+from runtime.files import UserError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import arguments
-import cache
 import dataset
-import files
-import ranks
-from cache import CacheConfig
-from decoding import ClipDecoder, Failure
-from encoding import Saver, encode_ahead
-from files import UserError
-from interrupts import Interrupted
-from nursery import Nursery
-from vjepa import DEFAULT_ENCODER, VideoEncoder
+from features import cache
+from features.cache import CacheConfig
+from features.encoding import Saver, encode_ahead
+from models.vjepa2 import DEFAULT_ENCODER, VideoEncoder
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files
+from runtime.files import UserError
+from runtime.signals import Interrupted
+from video.nursery import Nursery
+from video.workers import ClipDecoder, Failure
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-import checkpoint
-import language
-from attention import AbsorbedCrossAttention, SelfAttention
-from files import UserError
+from models import checkpoint
+from models import language_model as language
+from models.attention import AbsorbedCrossAttention, SelfAttention
+from runtime.files import UserError
 
 SCORED_LOGITS = 64 * 2**20  # logits made at once when texts are scored: 256 MB in float32
 
@@ -313,7 +313,7 @@ class VideoCaptioner(
     def encoder(self) -> Any:
         """The frozen V-JEPA 2 that made the features this Q-Former was trained on; loaded when first asked for."""
         if self._encoder is None:
-            from vjepa import VideoEncoder  # decord and V-JEPA 2 are only needed where videos are
+            from models.vjepa2 import VideoEncoder  # decord and V-JEPA 2 are only needed where videos are
 
             self._encoder = VideoEncoder.from_config(self.config["features"], self.device)
         return self._encoder
@@ -321,7 +321,7 @@ class VideoCaptioner(
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
         """Frames to features as training saw them, cache precision included: uint8 (B, F, 3, S, S) -> (B, N, D)."""
-        import cache
+        from features import cache
 
         made = cache.CacheConfig.from_dict(self.config["features"])
         tokens = self.encoder.encode(clips)  # (B, N, D)
@@ -332,7 +332,7 @@ class VideoCaptioner(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50
     ) -> list[str]:
         """Caption video files, one or several. Raises frames.VideoError, naming the one that cannot be decoded."""
-        from frames import VideoError, read_clip
+        from video.reader import VideoError, read_clip
 
         def read(path: str | Path) -> Tensor:
             try:

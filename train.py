@@ -13,25 +13,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import arguments
-import cache
-import checkpoint
 import dataset
-import files
-import language
-import metrics
-import provenance
-import ranks
-import report
-import scores
-from checkpoint import Checkpoint
-from feature_loader import FeatureLoader
-from files import UserError
-from interrupts import Interrupted, Interrupts
+from evaluation import ngrams as metrics
+from evaluation import report, scores
+from evaluation.scores import Scorer
+from evaluation.split import SplitReader, check_features, gallery, unpack_for, usable_records
+from features import cache
+from features.loader import FeatureLoader
+from features.schedule import Step, plan_epoch, rate_at
+from models import checkpoint
+from models import language_model as language
+from models.checkpoint import Checkpoint
 from qformer import QFormer, VideoCaptioner
-from schedule import Step, plan_epoch, rate_at
-from scores import Scorer
-from validation import SplitReader, check_features, gallery, unpack_for, usable_records
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files, provenance
+from runtime.files import UserError
+from runtime.signals import Interrupted, Interrupts
 
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
 FIXED_WITHIN_EPOCH = ("batch_size", "accumulate", "captions_per_clip", "seed")

@@ -14,9 +14,9 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.initialization import no_init_weights
 
-import arguments
-import files
 from benchmarks import measure, sizes, train_step
+from runtime import cli as arguments
+from runtime import files
 
 CLIPS = {"train": 168_913, "validation": 24_777}
 ENCODER = {  # facebook/vjepa2-vitl-fpc64-256; its predictor is not used

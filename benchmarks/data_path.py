@@ -17,13 +17,13 @@ import shlex
 
 import torch
 
-import arguments
-import cache
-import files
-import language
-import ranks
 import train
 from benchmarks import demo, measure, sizes
+from features import cache
+from models import language_model as language
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files
 
 WANTED = {"real": "<= 1.03", "sample": "<= 1.10", "small": ""}
 TOKENS = 12  # of a caption

@@ -8,7 +8,7 @@ from pathlib import Path
 import dataset
 import prepare_annotations
 import preprocess_something_something_v2 as preprocessing
-from files import UserError
+from runtime.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 

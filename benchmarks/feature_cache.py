@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
-import arguments
-import cache
 import dataset
 import evaluate
-import files
-import sample
 import train
-import vjepa
 from benchmarks import demo, measure
-from feature_loader import FeatureLoader
-from frames import Transform, read_frames
+from features import cache
+from features.loader import FeatureLoader
+from models import vjepa2 as vjepa
+from runtime import cli as arguments
+from runtime import files
+from sample import __main__ as sample
+from video.reader import Transform, read_frames
 
 KINDS = {"float16": ("float16", 1), "int8": ("int8", 1), "int8, pool 2": ("int8", 2)}
 WANTED = {"float16": "8.39 MB", "int8": "<= 4.21 MB", "int8, pool 2": "<= 1.06 MB"}

@@ -32,20 +32,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name of a model is not looked fo
 import numpy as np
 import torch
 
-import arguments
-import cache
-import checkpoint
 import evaluate
-import files
-import fuzz_videos
-import language
 import prepare_annotations
-import provenance
-import ranks
-import tiny
 import train
 from benchmarks import damage
-from interrupts import Interrupted, Interrupts
+from features import cache
+from models import checkpoint
+from models import language_model as language
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files, provenance
+from runtime.signals import Interrupted, Interrupts
+from tests import tiny
+from tests.fuzz import videos as fuzz_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = {"prepare_annotations": prepare_annotations.main, "train": train.main, "evaluate": evaluate.main}

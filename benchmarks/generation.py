@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import arguments
 import dataset
-import files
-import ranks
-import validation
 from benchmarks import measure
+from evaluation import split as validation
 from qformer import VideoCaptioner
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files
 
 
 @torch.no_grad()

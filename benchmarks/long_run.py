@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import arguments
-import files
-import language
 import preprocess_something_something_v2 as preprocessing
-import ranks
 import train
 from benchmarks import data_path, measure, preprocess, sizes
+from models import language_model as language
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files
 
 SIZE = replace(sizes.SIZES["small"], tokens=512, visual_dim=256)
 CLIPS = 64  # of the made-up training set

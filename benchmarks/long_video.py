@@ -18,16 +18,16 @@ import av
 import numpy as np
 import torch
 
-import arguments
-import checkpoint
-import files
 import infer
-import sample
 from benchmarks import measure
+from models import checkpoint
+from models.vjepa2 import VideoEncoder
 from qformer import QFormer
-from vjepa import VideoEncoder
+from runtime import cli as arguments
+from runtime import files
+from sample import __main__ as sample
 
-MODELS = Path(sample.__file__).parent / "sample"
+MODELS = Path(sample.__file__).parent
 FPS = 12
 
 

@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import arguments
-import provenance
-from files import UserError
+from runtime import cli as arguments
+from runtime import provenance
+from runtime.files import UserError
 
 
 def parser(description: str, runs: int | None = 5) -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import files
-import report
+from evaluation import report
+from runtime import files
 
 VERBS = ["moving", "pushing", "pretending to put", "putting", "dropping", "holding", "turning", "covering"]
 THINGS = ["a bottle of water", "box", "a red cup", "phone", "a pair of scissors", "notebook", "pen", "a small toy car"]

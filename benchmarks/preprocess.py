@@ -21,14 +21,14 @@ import shutil
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
-import arguments
 import dataset
-import files
 import preprocess_something_something_v2 as preprocessing
-import sample
 from benchmarks import measure
-from frames import read_clip
-from vjepa import VideoEncoder
+from models.vjepa2 import VideoEncoder
+from runtime import cli as arguments
+from runtime import files
+from sample import __main__ as sample
+from video.reader import read_clip
 
 SIZE = (320, 240)
 FRAMES = 48  # of a clip: four seconds of 12 a second

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-import arguments
-import files
 from benchmarks import measure, sizes
+from runtime import cli as arguments
+from runtime import files
 
 
 def forward_backward(qformer: nn.Module, batch: Tensor, weights: Tensor) -> Callable[[], Tensor]:

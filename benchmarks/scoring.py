@@ -13,10 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import files
-import metrics
 from benchmarks import measure, page
-from templates import TemplateReader
+from evaluation import ngrams as metrics
+from evaluation.ssv2 import TemplateReader
+from runtime import files
 
 TEMPLATES = 174  # as many as SSv2 has
 

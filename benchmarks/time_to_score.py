@@ -20,14 +20,14 @@ import shlex
 
 import torch
 
-import arguments
-import files
-import metrics
-import ranks
-import schedule
 import train
 from benchmarks import demo, measure
 from benchmarks.textbook import TextbookQFormer
+from evaluation import ngrams as metrics
+from features import schedule
+from runtime import cli as arguments
+from runtime import distributed as ranks
+from runtime import files
 
 
 class Reached(Exception):

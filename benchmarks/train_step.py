@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-import arguments
-import files
 import qformer
 from benchmarks import measure, sizes
 from benchmarks.textbook import textbook_loss
+from runtime import cli as arguments
+from runtime import files
 
 TOKENS = 12  # of a caption
 COUNTED_BATCH = 8  # clips in the batch whose FLOPs are counted

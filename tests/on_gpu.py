@@ -8,18 +8,17 @@ import json
 import pytest
 import torch
 
-import cache
 import evaluate
-import filming
 import infer
 import prepare_annotations
 import preprocess_something_something_v2 as preprocess
-import tiny
 import train
 from benchmarks import textbook
-from feature_loader import FeatureLoader
+from features import cache
+from features.loader import FeatureLoader
+from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
-from vjepa import VideoEncoder
+from tests import filming, tiny
 
 GPU = torch.device("cuda")
 CLIPS = [[tiny.CAPTIONS[0], tiny.CAPTIONS[2]], [tiny.CAPTIONS[1]], [tiny.CAPTIONS[3], tiny.CAPTIONS[4]]]

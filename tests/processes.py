@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import distributed
 
-import ranks
+from runtime import distributed as ranks
 
 ROOT = Path(__file__).parents[1]
 

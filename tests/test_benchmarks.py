@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import sample
-import tiny
 import train
 from benchmarks import (
     cost,
@@ -27,6 +25,8 @@ from benchmarks import (
     time_to_score,
     train_step,
 )
+from sample import __main__ as sample
+from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5"
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import dataset
-from files import UserError
+from runtime.files import UserError
 
 
 def write(path, value):

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import evaluate
-import processes
-import tiny
 import train
-from files import UserError
 from qformer import VideoCaptioner
+from runtime.files import UserError
+from tests import processes, tiny
 
 
 @pytest.fixture(scope="module")

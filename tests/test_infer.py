@@ -14,16 +14,16 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
-import checkpoint
 import infer
-import streaming
-import videos
-from cache import CacheConfig
-from files import UserError
-from frames import VideoError
-from nursery import Nursery
-from tiny import TEMPLATES, save_lm, tiny_qformer
-from vjepa import VideoEncoder
+from features.cache import CacheConfig
+from models import checkpoint
+from models.vjepa2 import VideoEncoder
+from runtime.files import UserError
+from tests.tiny import TEMPLATES, save_lm, tiny_qformer
+from video import paths as videos
+from video import windows as streaming
+from video.nursery import Nursery
+from video.reader import VideoError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 

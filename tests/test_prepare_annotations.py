@@ -3,7 +3,7 @@ import json
 import pytest
 
 import prepare_annotations
-from files import UserError
+from runtime.files import UserError
 
 TRAIN = [
     {"id": "1", "label": "moving a ball up", "template": "Moving [something] up", "placeholders": ["a ball"]},

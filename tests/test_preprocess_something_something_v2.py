@@ -15,15 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import cache
-import files
-import filming
-import fuzz_videos
 import preprocess_something_something_v2 as preprocess
-import processes
-from files import UserError
-from frames import read_clip
-from vjepa import VideoEncoder
+from features import cache
+from models.vjepa2 import VideoEncoder
+from runtime import files
+from runtime.files import UserError
+from tests import filming, processes
+from tests.fuzz import videos as fuzz_videos
+from video.reader import read_clip
 
 MODULE = "preprocess_something_something_v2"
 # Beside what processes.py has asked for: seconds of processor time for each process that is started here.

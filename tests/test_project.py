@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import processes
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-import cache
-import checkpoint
-import language
-import sample
-import tiny
 from benchmarks import textbook
-from frames import read_frames
+from features import cache
+from models import checkpoint
+from models import language_model as language
+from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
-from vjepa import VideoEncoder
+from sample import __main__ as sample
+from tests import tiny
+from video.reader import read_frames
 
 KINDS = ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"]
 BATCH = [

@@ -8,12 +8,11 @@ import time
 import pytest
 import torch
 
-import checkpoint
-import processes
-import tiny
 import train
-from files import UserError
+from models import checkpoint
 from qformer import VideoCaptioner
+from runtime.files import UserError
+from tests import processes, tiny
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from transformers import (
     VJEPA2Model,
 )
 
-import cache
+from features import cache
 from qformer import QFormer, VideoCaptioner
 
 CAPTIONS = [

@@ -1,0 +1,1 @@
+"""The cache of patch tokens: its format, writing, reading."""

@@ -1,0 +1,1 @@
+"""The two frozen models, and the checkpoint of the one that trains."""

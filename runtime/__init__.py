@@ -1,0 +1,1 @@
+"""What any script needs: whole files, the command line, signals, processes, provenance."""

@@ -1,0 +1,125 @@
+"""The embedded sample: a small world in Something-Something V2's layout, and two tiny frozen models.
+
+    python -m sample render --data data/sample      clips, labels, paraphrases
+    python -m sample models --data data/sample      the two tiny models in sample/, trained again from scratch
+
+The world (sample_world.py) and its models test the bridge between a frozen encoder and a frozen language model,
+not vision: both models have learnt this world and nothing else.
+"""
+
+import argparse
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from runtime import files
+from runtime.files import UserError
+from sample.world import ACTIONS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
+
+FPS = 12
+MODELS = Path(__file__).parent
+
+
+def write_video(path: Path | str, frames: np.ndarray, fps: int = FPS) -> None:
+    """Write uint8 (T, H, W, 3) as VP9 in WebM, which is what SSv2's clips are."""
+
+    def encode(file: object) -> None:
+        # bitexact: Matroska's random ids would make each rendering another file
+        with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
+            stream = container.add_stream("libvpx-vp9", rate=fps)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0"}
+            stream.thread_count = 1  # processes are what fills the cores here
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+    files.write_atomic(path, encode)
+
+
+def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = None) -> None:
+    """Write clips, labels and paraphrases under `data`, as SSv2 lays them out; `counts`: clips of each split.
+
+    Raises: UserError where `data` holds anything that this very call would not write.
+    """
+    marker, settings = data / "sample.json", {"version": 1, "seed": seed, **counts}
+    if not marker.exists() and data.exists() and any(data.iterdir()):
+        raise UserError(f"{data} already holds other files; name an empty folder with --data")
+    if marker.exists() and files.read_json(marker, "the sample's settings") != settings:
+        raise UserError(f"{data} holds a sample of other settings ({marker}); delete it, or name another with --data")
+    files.write_json(marker, settings)
+
+    splits = choose_clips(counts, seed)
+    write_labels(data, splits)
+    jobs = [(data / f"20bn-something-something-v2/{i}.webm", clip) for s in splits.values() for i, clip in s.items()]
+    with ProcessPoolExecutor(workers) as pool:
+        rendered = pool.map(_render_file, jobs, chunksize=8)
+        size = sum(tqdm(rendered, total=len(jobs), unit="clip", desc="rendering"))
+    print(f"{data}: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f" clips, {size / 1e6:.1f} MB")
+
+
+def _render_file(job: tuple[Path, Clip]) -> int:
+    path, clip = job
+    frames = random.Random(f"length {clip.seed}").randint(30, 42)
+    write_video(path, render_clip(clip, frames=frames))
+    return path.stat().st_size
+
+
+def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
+    """Write SSv2's label files, the paraphrases, and `opposites.json`, which SSv2 does not have."""
+    labels = data / "labels"
+    for split in ("train", "validation"):
+        records = [
+            {"id": i, "label": clip.caption.lower(), "template": clip.template, "placeholders": clip.placeholders}
+            for i, clip in splits[split].items()
+        ]
+        files.write_json(labels / f"{split}.json", records)
+    files.write_json(labels / "test.json", [{"id": i} for i in splits["test"]])
+    files.write_text(labels / "test-answers.csv", "".join(f"{i};{c.caption}\n" for i, c in splits["test"].items()))
+    files.write_json(labels / "labels.json", {template: str(i) for i, template in enumerate(sorted(ACTIONS))})
+    files.write_json(labels / "opposites.json", OPPOSITES | {b: a for a, b in OPPOSITES.items()})
+    said = {i: paraphrases(clip) for i, clip in splits["train"].items()}
+    files.write_json(data / "ssv2_paraphrase.json", said)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `render` or `models`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("render", help="write the clips and their labels")
+    two = commands.add_parser("models", help="train the two tiny models from scratch")
+    for command in (one, two):
+        command.add_argument("--data", type=Path, default=Path("data/sample"), help="folder of the sample's data")
+        command.add_argument("--seed", type=int, default=0, help="start of all random choices")
+    for split, clips in (("train", 1800), ("validation", 300), ("test", 300)):
+        one.add_argument(f"--{split}", type=int, default=clips, help=f"clips in the {split} split")
+    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw and encode")
+    two.add_argument("--out", type=Path, default=MODELS, help="folder for the models: OUT/vjepa2, OUT/qwen2")
+    two.add_argument("--only", choices=("vjepa2", "qwen2"), help="train one of the two")
+    args = parser.parse_args(argv)
+
+    if args.command == "render":
+        counts = {split: getattr(args, split) for split in ("train", "validation", "test")}
+        if min(counts.values()) < 0 or args.workers < 1:
+            raise UserError("clips cannot be fewer than 0, nor --workers fewer than 1")
+        render(args.data, counts, args.seed, args.workers)
+    else:
+        import torch
+
+        from sample import models as sample_models  # here, since it takes seconds and the clips do not need it
+
+        torch.set_num_threads(1)  # sums in another order would make other models
+        if args.only != "qwen2":
+            sample_models.train_encoder(args.data, args.out / "vjepa2", args.seed)
+        if args.only != "vjepa2":
+            sample_models.train_lm(args.data, args.out / "qwen2", args.seed)
+
+
+if __name__ == "__main__":
+    files.run(main)

@@ -1,0 +1,377 @@
+"""The results page in headless Chromium, opened from disk as a user opens it."""
+
+import re
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from evaluation import report
+from video import subtitles as timeline
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e .[test]")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+
+HOSTILE = '<img src=x onerror="document.title=`run`"> </script><script>document.title="run"</script> & \u202eabc'
+TEMPLATES = ["Moving [something] up", "Pushing [something] from left to right", "Putting [something] on a surface"]
+OUTCOMES = ["exact", "template", "wrong"]
+SAID = ["moving a square --> & left", "second <b>caption</b>", "third"]
+
+
+def write_video(path, frames, width, height):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx-vp9", rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"deadline": "realtime", "cpu-used": "8"}
+        for i in range(frames):
+            picture = np.full((height, width, 3), 200, np.uint8)
+            picture[20:40, 2 * i % (width - 20) :][:, :20] = (200, 40, 30)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--headless", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clips of four kinds, and two pages: a gallery of 120 scored clips, and what infer writes for long videos."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "clips #1").mkdir()
+    write_video(folder / "clips #1/a%b.webm", 24, 112, 84)
+    write_video(folder / "long.webm", 48, 112, 64)
+    clips = [
+        {
+            "id": str(1000 + i),
+            "prediction": f"caption {i} of colour{i % 4}",
+            "references": [f"reference {i}"],
+            "video": "clips #1/a%b.webm",
+            "template": TEMPLATES[i % 3],
+            "outcome": OUTCOMES[i % 5 % 3],
+            "score": None if i == 7 else (i * 37 % 120) / 40,
+        }
+        for i in range(120)
+    ]
+    clips[1] |= {"prediction": HOSTILE, "references": [HOSTILE]}
+    history = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "CIDEr": e / 3} for e in (1, 2, 3)]
+    scores = [{"name": "CIDEr", "value": 1.1, "low": 1.0, "high": 1.2}, {"name": "CIDEr, shuffled", "value": 0.1}]
+    report.write_page(folder / "index.html", "Gallery", clips, history, scores, "evaluate.py", [[*TEMPLATES[:2], 4]])
+
+    parts = [timeline.Segment(i, i + 1, text) for i, text in enumerate(SAID)]
+    (folder / "long.vtt").write_text(timeline.vtt([*parts, timeline.Segment(7205.25, 7206.5, "two hours later")]))
+    segments = [part._asdict() for part in parts]
+    report.write_page(
+        folder / "long.html",
+        "Long",
+        [
+            {"id": "long", "video": "long.webm", "segments": segments, "tracks": "long.vtt"},
+            {"id": "failed", "error": "no frames could be decoded", "prediction": None},
+            {"id": "gone", "video": "gone.webm", "prediction": "x"},
+        ],
+    )
+    return folder
+
+
+@pytest.fixture
+def visit(browser, folder):
+    """visit(name, **context options) -> page. None may have an error, or ask for anything but files."""
+    contexts, troubles = [], []
+
+    def open_page(name="index.html", may_fail="", **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda said: troubles.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "request",
+            lambda asked: None if asked.url.startswith(("file:", "blob:", "data:")) else troubles.append(asked.url),
+        )
+        page.goto((folder / name).as_uri())
+        page.wait_for_selector("#cards .card")
+        page.may_fail = may_fail
+        return page
+
+    yield open_page
+    allowed = [page.may_fail for context in contexts for page in context.pages if page.may_fail]
+    for context in contexts:
+        context.close()
+    assert [trouble for trouble in troubles if not any(part in trouble for part in allowed)] == []
+
+
+def ids(page):
+    return page.locator("#cards .id").all_text_contents()
+
+
+def outcomes_shown(page):
+    return set(page.locator("#cards .badge").all_text_contents())
+
+
+def choose(page, outcome):
+    page.locator(f"#chips button.{outcome}").click()
+
+
+# ---- clips play ----
+
+
+def test_clips_on_screen_play_and_those_far_away_are_not_loaded(visit):
+    page = visit()
+    page.locator("#gallery").scroll_into_view_if_needed()
+    page.evaluate("document.getElementById('gallery').scrollIntoView()")
+    first = "document.querySelectorAll('#cards video')[0]"
+    page.wait_for_function(f"{first}.currentTime > 0.2 && !{first}.paused")
+    assert page.evaluate(f"[{first}.muted, {first}.loop, {first}.playsInline, {first}.videoWidth]") == [
+        True,
+        True,
+        True,
+        112,
+    ]
+    loaded = page.evaluate("[...document.querySelectorAll('#cards video')].map((v) => v.hasAttribute('src'))")
+    assert loaded[0] and not loaded[-1] and sum(loaded) < 24
+    page.locator("#cards .card").nth(40).scroll_into_view_if_needed()
+    page.wait_for_function(f"!{first}.hasAttribute('src')")
+    page.wait_for_function("document.querySelectorAll('#cards video')[40].currentTime > 0.1")
+
+
+def test_with_reduced_motion_a_clip_plays_only_under_the_pointer(visit):
+    page = visit(reduced_motion="reduce")
+    page.evaluate("document.getElementById('gallery').scrollIntoView()")
+    page.wait_for_function("document.querySelectorAll('#cards video')[1].readyState >= 2")
+    assert not page.locator("#autoplay").is_checked()
+    assert page.evaluate("[...document.querySelectorAll('#cards video')].every((v) => v.paused)")
+    page.locator("#cards .card").nth(1).hover()
+    page.wait_for_function("document.querySelectorAll('#cards video')[1].currentTime > 0.1")
+    page.locator("#gallery").hover()
+    page.wait_for_function("document.querySelectorAll('#cards video')[1].paused")
+
+
+# ---- captions are text ----
+
+
+def test_html_in_captions_is_shown_as_text(visit):
+    page = visit()
+    shown = HOSTILE.replace("\u202e", "\N{REPLACEMENT CHARACTER}")
+    card = page.locator("#cards .card").nth(1)
+    assert card.locator(".prediction").text_content() == shown
+    assert card.locator(".reference").text_content() == shown
+    assert card.locator("img, script").count() == 0 and page.title() == "Gallery"
+
+
+def test_words_that_no_reference_has_are_marked(visit):
+    page = visit()
+    assert page.locator("#cards .card").first.locator(".prediction u").all_text_contents() == [
+        "caption",
+        "of",
+        "colour0",
+    ]
+
+
+# ---- search, filters, sorting ----
+
+
+def test_search_finds_all_words_in_any_order_and_says_how_many(visit):
+    page = visit()
+    assert page.text_content("#count") == "120 clips"
+    page.fill("#search", "COLOUR3 caption")
+    assert ids(page) == [str(1000 + i) for i in range(120) if i % 4 == 3 and i != 1]
+    assert page.text_content("#count") == "30 of 120 clips"
+    page.fill("#search", "1042")
+    assert ids(page) == ["1042"]
+    page.fill("#search", "nothing of this")
+    assert ids(page) == [] and page.locator("#none").is_visible()
+    page.click("#reset")
+    assert page.text_content("#count") == "120 clips" and page.input_value("#search") == ""
+
+
+def test_filters_by_outcome_and_template_narrow_together(visit):
+    page = visit()
+    assert page.locator("#chips button").all_text_contents() == [
+        "all 120",
+        "● exact 48",
+        "◐ same template 48",
+        "○ wrong 24",
+    ]
+    choose(page, "wrong")
+    assert ids(page) == [str(1000 + i) for i in range(120) if i % 5 == 2] and outcomes_shown(page) == {"○ wrong"}
+    page.select_option("#template", TEMPLATES[1])
+    assert ids(page) == [str(1000 + i) for i in range(120) if i % 5 == 2 and i % 3 == 1]
+    assert page.locator("#chips button[aria-pressed=true]").all_text_contents() == ["○ wrong 24"]
+    assert set(page.locator("#cards .template-name").all_text_contents()) == {TEMPLATES[1]}
+
+
+def test_sorting_by_score_puts_clips_without_one_last(visit):
+    page = visit()
+    scores = {str(1000 + i): (i * 37 % 120) / 40 for i in range(120) if i != 7}
+    for choice, sign in (("low", 1), ("high", -1)):
+        page.select_option("#sort", choice)
+        page.evaluate("while (state.drawn < state.shown.length) more()")
+        assert ids(page) == [*sorted(scores, key=lambda i, sign=sign: sign * scores[i]), "1007"]
+    page.select_option("#sort", "")
+    assert ids(page)[:3] == ["1000", "1001", "1002"]
+
+
+def test_a_template_chosen_in_its_table_filters_the_gallery(visit):
+    page = visit()
+    page.click("#by-template summary")
+    row = page.locator("#by-template tbody tr").nth(1)
+    row.locator("td.value").first.wait_for()  # the table is made when it is opened
+    assert row.locator("td.value").all_text_contents() == ["40 %", "40"]
+    assert row.locator(".mix").get_attribute("aria-label") == "exact 16, same template 16, wrong 8"
+    row.locator("button").click()
+    assert page.text_content("#count") == "40 of 120 clips" and page.input_value("#template") == TEMPLATES[1]
+
+
+# ---- keyboard ----
+
+
+def test_the_page_is_used_by_keyboard_alone(visit):
+    page = visit()
+    page.keyboard.press("/")
+    page.keyboard.type("colour")
+    assert page.text_content("#count") == "119 of 120 clips"  # "/" itself was not typed; j and k are letters here
+    page.keyboard.type("j")
+    assert page.text_content("#count") == "0 of 120 clips"
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Enter")
+    focused = "document.activeElement.querySelector('.id').textContent"
+    assert page.evaluate(focused) == "1000"
+    moves = [("j", "1002"), ("ArrowRight", "1003"), ("k", "1002"), ("ArrowLeft", "1000"), ("ArrowDown", "1005")]
+    for key, arrived in [*moves, ("ArrowUp", "1000"), ("k", "1000")]:  # 1001 has no such word; four cards a row
+        page.keyboard.press(key)
+        assert page.evaluate(focused) == arrived
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    video = "document.activeElement.querySelector('video')"
+    page.wait_for_function(f"{video}.currentTime > 0.1")
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{video}.paused")
+    page.keyboard.press(" ")
+    page.wait_for_function(f"!{video}.paused")
+
+
+def test_j_goes_on_past_the_cards_made_so_far(visit):
+    page = visit()
+    page.evaluate("focusCard(state.drawn - 1)")
+    before = page.evaluate("document.activeElement.clip.place")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.clip.place") == before + 1
+    box = page.evaluate(
+        "(({ top, bottom }) => [top >= 0, bottom <= innerHeight])(document.activeElement.getBoundingClientRect())"
+    )
+    assert box == [True, True]
+
+
+# ---- long videos, failures ----
+
+
+def test_the_browsers_own_track_reads_the_captions_from_disk(visit):
+    page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND")
+    page.wait_for_function("document.querySelector('track').track.cues?.length === 4")
+    cues = page.evaluate("[...document.querySelector('track').track.cues].map((c) => [c.startTime, c.endTime, c.text])")
+    texts = page.evaluate("[...document.querySelector('track').track.cues].map((c) => c.getCueAsHTML().textContent)")
+    assert [cue[:2] for cue in cues] == [[0, 1], [1, 2], [2, 3], [7205.25, 7206.5]]
+    assert texts == [*SAID, "two hours later"]  # as the viewer reads them: no tag was one, no arrow ended a cue
+    assert page.evaluate("document.querySelector('track').track.mode") == "showing"
+
+
+def test_the_timeline_seeks_and_marks_the_caption_of_the_moment(visit):
+    page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND", reduced_motion="reduce")
+    assert page.locator(".segments button").all_text_contents() == [
+        "0:00 – 0:01moving a square --> & left",
+        "0:01 – 0:02second <b>caption</b>",
+        "0:02 – 0:03third",
+    ]
+    widths = page.evaluate("[...document.querySelectorAll('.timeline span')].map((e) => parseFloat(e.style.width))")
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    assert all(20 < width < 34 for width in widths)
+    page.evaluate("document.querySelector('video').play = () => Promise.resolve()")  # stand still where it was put
+    page.locator(".timeline span").nth(2).click()
+    page.wait_for_function("document.querySelector('.segments .now')?.textContent.endsWith('third')")
+    assert page.evaluate("document.querySelector('video').currentTime") == 2
+    page.locator(".segments button").nth(1).click()
+    page.wait_for_function("document.querySelector('.segments .now')?.textContent.includes('second')")
+    assert page.locator(".timeline .now").count() == page.locator(".segments .now").count() == 1
+
+
+def test_failed_clips_and_missing_videos_say_so(visit):
+    page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND")
+    failed, gone = page.locator("#cards .card").nth(1), page.locator("#cards .card").nth(2)
+    assert failed.locator(".badge").text_content() == "✕ failed" and failed.locator(".prediction-line").is_hidden()
+    assert failed.locator(".error").text_content() == "No caption: no frames could be decoded"
+    assert failed.locator(".blank").text_content() == "No video"
+    gone.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.blank')[2].textContent.includes('gone.webm')")
+    assert gone.locator("video").is_hidden()
+
+
+# ---- layout ----
+
+
+@pytest.mark.parametrize("name", ["index.html", "long.html"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(visit, name):
+    page = visit(name, may_fail="ERR_FILE_NOT_FOUND", viewport={"width": 390, "height": 844}, has_touch=True)
+    for details in page.locator("details:visible summary").all():
+        details.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    right = "!e.closest('.scroll') && e.getBoundingClientRect().right > 391"
+    too_wide = f"[...document.querySelectorAll('body *')].filter((e) => {right}).map((e) => e.outerHTML.slice(0, 80))"
+    assert page.evaluate(too_wide) == []
+
+
+def luminance(colour):
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    return np.dot(
+        [0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    )
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_colours_follow_the_system_and_can_be_read(visit, scheme, dark):
+    page = visit(color_scheme=scheme)
+    assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.1) == dark
+    for part in (".badge.exact", ".badge.template", ".badge.wrong", ".prediction", ".says", ".template-name", ".score"):
+        ink = luminance(page.evaluate(f"getComputedStyle(document.querySelector('#cards {part}')).color"))
+        ground = luminance(page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor"))
+        contrast = (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
+        assert contrast >= 4.5, f"{part} has contrast {contrast:.1f} in {scheme}"
+
+
+def test_everything_that_can_be_worked_has_a_name(visit):
+    page = visit()
+    worked = "[...document.querySelectorAll('button, input, select, video, svg, .card')]"
+    named = "e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim()"
+    nameless = page.evaluate(f"{worked}.filter((e) => !({named})).map((e) => e.outerHTML.slice(0, 80))")
+    assert nameless == []
+
+
+# ---- size ----
+
+
+def test_a_page_of_a_whole_validation_split_stays_small_and_makes_cards_only_as_needed(visit, folder):
+    clips = (
+        {
+            "id": str(100000 + i),
+            "prediction": f"pretending to put something number {i} behind a wooden box",
+            "references": [f"pretending to put a bottle of water number {i} behind a box"],
+            "video": f"../../data/something-something-v2/20bn-something-something-v2/{100000 + i}.webm",
+            "template": f"Pretending to put [something] behind [something] in way {i % 174}",
+            "outcome": OUTCOMES[i % 3],
+            "score": i % 997 / 300,
+        }
+        for i in range(24777)
+    )
+    report.write_page(folder / "whole.html", "Whole", clips)
+    assert (folder / "whole.html").stat().st_size < 20_000_000
+    page = visit("whole.html", may_fail="ERR_FILE_NOT_FOUND")
+    assert page.locator("#cards .card").count() < 200
+    page.fill("#search", "number 24776 ")
+    assert ids(page) == ["124776"] and page.text_content("#count") == "1 of 24,777 clips"
+    assert page.locator("#template option").count() == 175

@@ -1,0 +1,1 @@
+"""Any video file to the frames that a player shows."""

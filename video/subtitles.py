@@ -1,0 +1,118 @@
+"""The timeline of a long video: its windows, its captions merged into segments, and SRT and VTT text.
+
+A window is what the captioner sees; a segment is what the viewer reads. Windows may overlap, segments never do.
+Times are seconds from the start of the video.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from runtime.files import UserError
+
+MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
+MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
+
+
+class Segment(NamedTuple):
+    """A caption and the half-open interval [start, end) of the video that it is for, in seconds."""
+
+    start: float
+    end: float
+    caption: str
+
+
+def check_window(window: float, stride: float) -> None:
+    """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
+    if not (math.isfinite(window) and window >= MIN_STRIDE):
+        raise UserError(f"--window {window:g}: the length of a window is a number of seconds, {MIN_STRIDE:g} or more")
+    if not (math.isfinite(stride) and stride >= MIN_STRIDE):
+        raise UserError(f"--stride {stride:g}: the step between windows is a number of seconds, {MIN_STRIDE:g} or more")
+    if stride > window:
+        raise UserError(
+            f"--stride {stride:g} is longer than --window {window:g}: what lies between two windows would never be "
+            "seen; take a stride of at most the window"
+        )
+    if stride * MAX_OVERLAP < window:
+        raise UserError(
+            f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; take a stride of "
+            f"{window / MAX_OVERLAP:g} s or more"
+        )
+
+
+def windows(duration: float, window: float, stride: float) -> list[tuple[float, float]]:
+    """The windows [start, end) that cover `duration` seconds, in order.
+
+    What is left after the last full window is a shorter window of its own where it holds half a stride or more.
+    A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
+    """
+    check_window(window, stride)
+    if duration <= window:
+        return [(0.0, duration)]
+    # 1e-6: a duration of 3 windows may come as 2.9999999 of them
+    full = 1 + math.floor((duration - window) / stride + 1e-6)
+    spans = [(i * stride, min(i * stride + window, duration)) for i in range(full)]
+    rest = duration - spans[-1][1]
+    if rest >= stride / 2:
+        spans.append((full * stride, duration))
+    else:
+        spans[-1] = (spans[-1][0], duration)
+    return spans
+
+
+def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None]) -> list[Segment]:
+    """One segment for each run of windows that say the same; `spans` are sorted, None is a window without a caption.
+
+    Two overlapping windows meet in the middle of their overlap: each instant goes to the window whose centre is
+    nearer. Case and white space do not make two captions different; the first wording is kept.
+    """
+    merged: list[Segment] = []
+    for i, ((start, end), caption) in enumerate(zip(spans, captions, strict=True)):
+        caption = _one_line(caption or "")
+        if not caption:
+            continue
+        if i > 0:
+            start = (start + max(start, spans[i - 1][1])) / 2
+        if i + 1 < len(spans):
+            end = (end + min(end, spans[i + 1][0])) / 2
+        start, end = round(start, 3), round(end, 3)  # SRT and VTT count milliseconds: so does everything else
+        if merged and merged[-1].end == start and merged[-1].caption.casefold() == caption.casefold():
+            merged[-1] = merged[-1]._replace(end=end)
+        elif end > start:
+            merged.append(Segment(start, end, caption))
+    return merged
+
+
+def srt(parts: Sequence[Segment]) -> str:
+    """SubRip text. The format has no escapes: an arrow in a caption, which ends it in some players, is shortened."""
+
+    def cue(number: int, part: Segment) -> str:
+        caption = re.sub(r"-{2,}>", "->", _one_line(part.caption))
+        return f"{number}\n{_clock(part.start, ',')} --> {_clock(part.end, ',')}\n{caption}\n"
+
+    return "\n".join(cue(number, part) for number, part in enumerate(parts, start=1))
+
+
+def vtt(parts: Sequence[Segment]) -> str:
+    """WebVTT text (W3C): `&`, `<` and `>` are escaped, so that no caption can hold a tag or an arrow."""
+
+    def cue(part: Segment) -> str:
+        caption = _one_line(part.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return f"\n{_clock(part.start, '.')} --> {_clock(part.end, '.')}\n{caption}\n"
+
+    return "WEBVTT\n" + "".join(cue(part) for part in parts)
+
+
+def _clock(seconds: float, point: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+
+
+def _one_line(text: str) -> str:
+    """A blank line would end a cue, and a lone surrogate cannot be written: both go, as do control characters."""
+    text = " ".join(text.split())
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
