@@ -17,7 +17,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from runtime import files
+from runtime import cli, files
 from runtime.files import UserError
 from sample.world import ACTIONS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
 
@@ -122,4 +122,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)
