@@ -228,16 +228,16 @@ def test_a_language_model_that_is_gone_is_told_at_once(tmp_path, monkeypatch, na
 
 
 def test_an_encoder_is_found_beside_the_checkpoint_or_told_to_be_gone_when_it_is_needed(llm, tmp_path):
-    made = tiny.features_config(tokens=8).to_dict()
+    made = tiny.features_config(tokens=32).to_dict()
     tiny.save_encoder(tmp_path / "run" / "encoders" / "vjepa")
     path = written(tmp_path / "run" / "c.pt", llm, features={**made, "encoder": "encoders/vjepa"})
-    assert VideoCaptioner.from_checkpoint(path, device="cpu").encoder.tokens == 8
+    assert VideoCaptioner.from_checkpoint(path, device="cpu").encoder.tokens == 32
     path = written(tmp_path / "run" / "c.pt", llm, features={**made, "encoder": "/gone/vjepa"})
     captioner = VideoCaptioner.from_checkpoint(path, device="cpu")  # cached features are captioned without it
     with pytest.raises(UserError, match="/gone/vjepa does not load: there is no such folder; say with --encoder"):
         captioner.encoder  # noqa: B018
     found = VideoCaptioner.from_checkpoint(path, device="cpu", encoder=str(tmp_path / "run" / "encoders" / "vjepa"))
-    assert found.encoder.tokens == 8
+    assert found.encoder.tokens == 32
 
 
 # ---- what does not come back ----
