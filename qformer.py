@@ -325,8 +325,8 @@ class VideoCaptioner(
 
         made = cache.CacheConfig.from_dict(self.config["features"])
         tokens = self.encoder.encode(clips)  # (B, N, D)
-        packed = [cache.pack(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
-        return torch.cat([cache.unpack(clip, self.device) for clip in packed])
+        packed = [cache.quantize(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
+        return torch.cat([cache.dequantize(clip, self.device) for clip in packed])
 
     def caption(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50
