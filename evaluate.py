@@ -238,4 +238,4 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
 
 
 if __name__ == "__main__":
-    ranks.run(main)
+    arguments.run(main)

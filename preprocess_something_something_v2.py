@@ -274,4 +274,4 @@ def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
 
 
 if __name__ == "__main__":
-    ranks.run(main)
+    arguments.run(main)

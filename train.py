@@ -398,4 +398,4 @@ def loss_line(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    ranks.run(main)
+    arguments.run(main)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import preprocess_something_something_v2 as preprocess
 from features import cache
 from models.vjepa2 import VideoEncoder
-from runtime import files
+from runtime import cli
 from runtime.files import UserError
 from tests import filming, processes
 from tests.fuzz import videos as fuzz_videos
@@ -296,7 +296,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_code_1(data, tiny, 
 
     monkeypatch.setattr(cache, "save", save)
     with pytest.raises(SystemExit) as stopped:
-        files.run(lambda: preprocess.main(words(data, tiny)))
+        cli.run(lambda: preprocess.main(words(data, tiny)))
     assert stopped.value.code == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(error) == 1
@@ -330,7 +330,7 @@ def test_a_real_disk_that_fills_up_or_is_read_only(filmed, tiny, small_disk, mon
 
     monkeypatch.setattr(preprocess, "make_plan", then_others_fill_it)
     with pytest.raises(SystemExit) as stopped:
-        files.run(lambda: preprocess.main(words(data, tiny)))
+        cli.run(lambda: preprocess.main(words(data, tiny)))
     assert stopped.value.code == 1
     assert "No space left on device" in capsys.readouterr().err
     kept = list((data / "features").rglob("*.pt"))
@@ -342,7 +342,7 @@ def test_a_real_disk_that_fills_up_or_is_read_only(filmed, tiny, small_disk, mon
     (small_disk / "others").unlink()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(SystemExit) as stopped:
-        files.run(lambda: preprocess.main(words(data, tiny)))
+        cli.run(lambda: preprocess.main(words(data, tiny)))
     assert stopped.value.code == 1
     assert "Read-only file system" in capsys.readouterr().err
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
