@@ -9,9 +9,7 @@ import os
 import random
 import re
 import shlex
-import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +246,11 @@ def usable_records(
     missing = len(records) - len(found)
     if not found or missing > len(records) * max_missing / 100:
         first = next(record["id"] for record in records if record["id"] not in cached)
-        count = f"{missing:,} of {len(records):,} {split} clips have" if found else f"none of the {missing:,} {split} clips has"
+        count = (
+            f"{missing:,} of {len(records):,} {split} clips have"
+            if found
+            else f"none of the {missing:,} {split} clips has"
+        )
         raise UserError(
             f"{count} features in {folder} (the first is {first}); run {preprocess_command(layout, split, made)}"
             + (", or allow more with --max-missing" if found else "")
@@ -334,7 +336,9 @@ def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
     """Clips (N, D) to a batch (B, N, D), or the first error among them."""
     if errors := [clip for clip in clips if isinstance(clip, Exception)]:
         return errors[0]
-    return Packed(*(None if parts[0] is None else default_collate(parts) for parts in map(list, zip(*clips, strict=True))))
+    return Packed(
+        *(None if parts[0] is None else default_collate(parts) for parts in map(list, zip(*clips, strict=True)))
+    )
 
 
 def feature_batches(

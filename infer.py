@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from video.nursery import Nursery
 
 import dataset
 from evaluation import ngrams as metrics
@@ -27,7 +28,6 @@ from runtime.files import UserError
 from video import gif
 from video import paths as videos
 from video import subtitles as timeline
-from video.nursery import Nursery
 from video.reader import VideoError, probe, read_frames
 from video.windows import WindowDecoder
 from video.workers import ClipDecoder, Failure
