@@ -9,6 +9,7 @@ from features import cache
 from features.cache import Packed
 
 BATCHES = 2  # that wait or are being written: a disk slower than the encoder must not fill the memory
+THREADS = 8  # each waits for the disk most of its time
 
 
 class Writer:
@@ -17,7 +18,7 @@ class Writer:
     def __init__(self, failures: dict[Any, str]) -> None:
         """`failures` gets the reason, by its key, of each clip whose features are not numbers."""
         self.failures = failures
-        self._threads = ThreadPoolExecutor(BATCHES, thread_name_prefix="writing")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="writing")
         self._waiting: deque[list[Future[None]]] = deque()
 
     def __enter__(self) -> "Writer":

@@ -21,7 +21,7 @@ from torch import Tensor
 from video import reader
 from video.container import NO_MEMORY, VideoError, is_url
 
-IN_FLIGHT = 2  # tasks for each worker that are begun or finished and not yet taken: they bound the memory
+IN_FLIGHT = 16  # tasks that are begun or finished and not yet taken, or two for each worker: they bound the memory
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
 
 
@@ -88,7 +88,7 @@ class Workers:
         waiting: deque[tuple[Task, Future]] = deque()
         tasks = iter(tasks)
         while True:
-            while len(waiting) < IN_FLIGHT * self.count and (task := next(tasks, None)) is not None:
+            while len(waiting) < max(IN_FLIGHT, 2 * self.count) and (task := next(tasks, None)) is not None:
                 limit = self.timeout * task.units
                 arguments = (task.function, *task.arguments)
                 waiting.append((task, self._pool.schedule(_attempt, args=arguments, timeout=limit)))
