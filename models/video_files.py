@@ -32,8 +32,8 @@ class CaptionsFiles:
         """Frames to features as training saw them, cache precision included: uint8 (B, T, 3, S, S) -> (B, N, D)."""
         made = cache.CacheConfig.from_dict(self.config["features"])
         tokens = self.encoder.encode(clips)  # (B, N, D)
-        packed = [cache.pack(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
-        return torch.cat([cache.unpack(clip, self.device) for clip in packed])
+        packed = [cache.quantize(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
+        return torch.cat([cache.dequantize(clip, self.device) for clip in packed])
 
     def caption_decoded(
         self, decoded: Iterable[Any], batch_size: int = 8, max_new_tokens: int = 50, num_beams: int = 1
