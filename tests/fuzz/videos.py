@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import preprocess_something_something_v2 as preprocess  # noqa: E402
-from tests import filming  # noqa: E402
+from tests import videos  # noqa: E402
 
 FORMATS = {  # codec, suffix, pixels
     "vp9": ("libvpx-vp9", ".webm", "yuv420p"),
@@ -29,14 +29,14 @@ FORMATS = {  # codec, suffix, pixels
 
 def originals(folder: Path) -> list[bytes]:
     """Good videos in several formats, one frame and audio alone among them, as bytes."""
-    paths = [filming.write_audio(folder / "audio.webm")]
+    paths = [videos.write_audio(folder / "audio.webm")]
     for name, (codec, suffix, pixels) in FORMATS.items():
         for count in (1, 12, 40):
             if (name, count) == ("hevc", 1):
                 continue  # its encoder does not always finish one frame
             options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
             path = folder / f"{name}-{count}{suffix}"
-            paths.append(filming.write(path, filming.moving(count, 96, 64), codec, pixels=pixels, **options))
+            paths.append(videos.write(path, videos.moving(count, 96, 64), codec, pixels=pixels, **options))
     return [path.read_bytes() for path in paths]
 
 
@@ -76,7 +76,7 @@ def fuzz(folder: Path, count: int, seed: int, timeout: float = 20.0, workers: in
     """
     random = np.random.default_rng(seed)
     good = originals(folder / "good")
-    data, encoder = folder / "data", filming.tiny_vjepa(folder / "vjepa")
+    data, encoder = folder / "data", videos.tiny_vjepa(folder / "vjepa")
     place = data / "20bn-something-something-v2"
     place.mkdir(parents=True)
     ids = [f"clip{number}" for number in range(count)]
