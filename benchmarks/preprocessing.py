@@ -1,32 +1,27 @@
-"""How near preprocessing is to its limit: all of it, against encoding alone and decoding alone.
+"""How near preprocessing is to its limit: all of it, against encoding alone and decoding alone; its memory over time.
 
 Clips are 240 pixels high and VP9 in WebM, as Something-Something V2's, drawn here; the encoder is a random V-JEPA 2.
 Wall time is that of preprocess_something_something_v2.py from its first line to its last, models loaded and workers
 started. The limit is the largest of encoding alone, decoding alone / workers, and their CPU seconds together / cores.
 """
 
+import argparse
 import os
-import resource
-import sys
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import shutil
-
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 import dataset
-import preprocess_something_something_v2 as preprocessing
+import preprocess_something_something_v2 as preprocess
 from benchmarks import measure
 from models.vjepa2 import VideoEncoder
-from runtime import cli as arguments
-from runtime import files
+from runtime import cli, files
 from sample import __main__ as sample
 from video.reader import read_clip
 
@@ -44,11 +39,11 @@ def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) ->
     return path
 
 
-def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE, drawn: int = DRAWN) -> list[Path]:
-    """A training split of `clips` clips of `size` (width, height), `drawn` different ones; the files."""
+def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE) -> list[Path]:
+    """A training split of `clips` clips of `size` (width, height), `DRAWN` different ones; the files."""
     layout = dataset.Layout(data)
     layout.videos.mkdir(parents=True)
-    chosen = list(sample.choose_clips({"train": min(clips, drawn)}, 0)["train"].values())
+    chosen = list(sample.choose_clips({"train": min(clips, DRAWN)}, 0)["train"].values())
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         paths = list(pool.map(draw, range(len(chosen)), chosen, [size] * len(chosen), [layout.videos] * len(chosen)))
     for number in range(len(paths), clips):
@@ -67,73 +62,89 @@ def make_encoder(folder: Path, hidden: int, layers: int, pixels: int, frames: in
 
 
 def clocked(run: Callable[[], object]) -> tuple[float, float]:
-    """Wall and CPU seconds of this process and of those that it started and waited for."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
+    """Wall seconds, and CPU seconds of this process alone."""
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - wall, cpu_seconds() - cpu
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def cpu_seconds() -> float:
-    """Of this process and the children that have ended."""
-    kinds = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(used.ru_utime + used.ru_stime for used in kinds)
+def rounds(args: argparse.Namespace, work: Path) -> list[dict[str, tuple[float, float]]]:
+    """Decoding alone, encoding alone and all of preprocessing, `args.runs` times in turns."""
+    data = work / "data"
+    paths = make_data(data, args.clips)
+    name = make_encoder(work / "encoder", args.hidden, args.layers, args.pixels, args.frames)
+    encoder = VideoEncoder(name, "cpu", args.frames)
+    batch = torch.stack([read_clip(paths[0], args.frames, encoder.transform)[0]] * args.batch_size)
+    flags = ["--data", str(data), "--splits", "train", "--encoder", str(name), "--num-frames", str(args.frames)]
+    flags += ["--workers", str(args.workers), "--batch-size", str(args.batch_size)]
+
+    def decode() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a worker has it
+        for path in paths:
+            read_clip(path, args.frames, encoder.transform)
+        torch.set_num_threads(threads)
+
+    def encode() -> None:
+        for start in range(0, args.clips, args.batch_size):
+            encoder.encode(batch[: args.clips - start])
+
+    def everything() -> None:
+        shutil.rmtree(data / "features", ignore_errors=True)
+        preprocess.main(flags)
+        if (written := len(list((data / "features" / "train").glob("*.pt")))) != args.clips:
+            raise RuntimeError(f"{written} of {args.clips} clips were encoded")
+
+    parts = {"decode": decode, "encode": encode, "all": everything}
+    return [{part: clocked(run) for part, run in parts.items()} for _ in range(args.runs)]
+
+
+def long_run(work: Path, clips: int, threads: int) -> tuple[float, float]:
+    """Bytes of all processes, decoders among them, early and late in preprocessing many small clips."""
+    torch.set_num_threads(threads)
+    make_data(work / "data", clips, size=(112, 84))
+    encoder = make_encoder(work / "encoder", hidden=64, layers=2, pixels=64, frames=8)
+    flags = ["--data", str(work / "data"), "--splits", "train", "--encoder", str(encoder), "--num-frames", "8"]
+    with measure.Memory() as memory:
+        preprocess.main([*flags, "--batch-size", "1"])
+    return memory.early_and_late
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, and print the table."""
-    parser = measure.parser(__doc__.splitlines()[0], runs=3)
+    """Measure, and print the tables."""
+    parser = measure.parser(__doc__, runs=3)
     add = parser.add_argument
-    add("--clips", type=arguments.count, default=400, help="clips to preprocess")
-    add("--workers", type=arguments.count, default=preprocessing.cores(), help="processes that decode")
-    add("--batch-size", type=arguments.count, default=8, help="clips encoded at once")
-    add("--hidden", type=arguments.count, default=192, help="the encoder's width")
-    add("--layers", type=arguments.count, default=4, help="of the encoder")
-    add("--pixels", type=arguments.count, default=128, help="that the encoder sees, each way")
-    add("--frames", type=arguments.count, default=16, help="sampled of a clip")
+    add("--clips", type=cli.count, default=800, help="clips to preprocess")
+    add("--workers", type=cli.count, default=preprocess.cores(), help="processes that decode")
+    add("--batch-size", type=cli.count, default=8, help="clips encoded at once")
+    add("--hidden", type=cli.count, default=192, help="the encoder's width")
+    add("--layers", type=cli.count, default=4, help="of the encoder")
+    add("--pixels", type=cli.count, default=128, help="that the encoder sees, each way")
+    add("--frames", type=cli.count, default=16, help="sampled of a clip")
+    add("--long", type=cli.count, metavar="CLIPS", help="instead: memory over a run of so many small clips")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as work:
-        data = Path(work) / "data"
-        paths = make_data(data, args.clips)
-        name = make_encoder(Path(work) / "encoder", args.hidden, args.layers, args.pixels, args.frames)
-        encoder = VideoEncoder(name, "cpu", args.frames)
-        batch = torch.stack([read_clip(paths[0], args.frames, encoder.transform)] * args.batch_size)
-        flags = ["--data", str(data), "--splits", "train", "--encoder", str(name), "--frames", str(args.frames)]
-        flags += ["--workers", str(args.workers), "--batch-size", str(args.batch_size)]
-
-        def decode() -> None:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # as a worker has it
-            for path in paths:
-                read_clip(path, args.frames, encoder.transform)
-            torch.set_num_threads(threads)
-
-        def encode() -> None:
-            for start in range(0, args.clips, args.batch_size):
-                encoder.encode(batch[: args.clips - start])
-
-        def everything() -> None:
-            shutil.rmtree(data / "features", ignore_errors=True)
-            preprocessing.main(flags)
-
-        parts = {"decode": decode, "encode": encode, "all": everything}
-        rounds = [{part: clocked(run) for part, run in parts.items()} for _ in range(args.runs)]
-        written = len(list((data / "features" / "train").glob("*.pt")))
-    if written != args.clips:
-        raise RuntimeError(f"{written} of {args.clips} clips were encoded")
+        if args.long:
+            early, late = measure.in_child(long_run, Path(work), args.long, args.threads)
+            row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / early - 1):+.1f} %", "<= +5 %"]
+            title = f"Memory of preprocessing {args.long} clips, all processes"
+            measure.report(__file__, title, ("MB early", "MB late", "growth", "wanted"), [row])
+            return
+        measured = rounds(args, Path(work))
     rows, ratios = [], []
-    for measured in rounds:
-        (decoding, decode_cpu), (encoding, encode_cpu), (wall, cpu) = (measured[part] for part in parts)
+    for parts in measured:
+        (decoding, decode_cpu), (encoding, encode_cpu), (wall, _) = (
+            parts[part] for part in ("decode", "encode", "all")
+        )
         limits = (encoding, decoding / args.workers, (decode_cpu + encode_cpu) / (os.cpu_count() or 1))
         ratios.append(wall / max(limits))
-        rows.append([*(f"{value:.2f}" for value in (*limits, wall)), f"{ratios[-1]:.3f}", f"{cpu:.1f}"])
-    rows.append(["median", "", "", "", f"{measure.median(ratios):.3f}", "wanted: <= 1.10"])
-    decoding, encoding = (f"{1000 * rounds[-1][part][0] / args.clips:.0f} ms" for part in ("decode", "encode"))
-    each = f"decoding one takes {decoding} and encoding one {encoding}"
-    title = f"Preprocessing {args.clips} clips of {SIZE[0]}x{SIZE[1]}, {args.workers} workers ({each}); seconds"
-    header = ("encode alone", "decode alone / workers", "CPU of both / cores", "all", "all / largest", "CPU of all")
+        rows.append([*(f"{value:.2f}" for value in (*limits, wall)), f"{ratios[-1]:.3f}"])
+    rows.append(["median", "", "", "", f"{measure.median(ratios):.3f} (wanted: <= 1.10)"])
+    title = f"Preprocessing {args.clips} clips of {SIZE[0]}x{SIZE[1]}, {args.workers} workers; seconds"
+    header = ("encode alone", "decode alone / workers", "CPU of both / cores", "all", "all / largest")
     measure.report(__file__, title, header, rows)
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)
