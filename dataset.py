@@ -1,16 +1,26 @@
-"""Something-Something V2 on disk: where things lie, what the annotations say, which caption is drawn when.
+"""Something-Something V2: where things lie on disk, what the annotations say, and what a training step reads.
 
 Layout under one folder: 20bn-something-something-v2/<id>.webm, labels/, ssv2_paraphrase.json,
-annotations/<split>_ready.json, features/<split>/<id>.pt.
+annotations/<split>_ready.json, features/<split>/<id>.pt. Letters: B clips, N tokens a clip, D their width.
 """
 
 import csv
+import os
 import random
 import re
+import shlex
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from features import cache
+from features.cache import CacheConfig, Packed
 from runtime import files
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
 
 DEFAULT_DATA = Path("data/something-something-v2")
@@ -221,18 +231,149 @@ def clean(text: str) -> str:
     return " ".join(kept.split())[:CAPTION_LIMIT]
 
 
-def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str]:
-    """`count` distinct captions of a clip for an epoch, fewer where it has fewer.
+def usable_records(
+    layout: Layout, split: str, max_missing: float, context: DistributedContext, made: dict[str, Any] | None = None
+) -> list[Record]:
+    """A split's records that have a caption and features; says how many are left out.
 
-    The draw depends on run, epoch and clip only: not on workers, ranks, batches or what was drawn before.
+    `made`: what made a checkpoint's features, for the command in the error where there are no features at all.
+    Raises: UserError as `read_ready`, and where more than `max_missing` percent of the clips have no features.
     """
+    records = without_empty(read_ready(layout.data, split), layout.ready(split))
+    folder = layout.feature_folder(split)
+    cached = {path.stem for path in folder.glob("*.pt")}
+    found = [record for record in records if record["id"] in cached]
+    missing = len(records) - len(found)
+    if not found or missing > len(records) * max_missing / 100:
+        first = next(record["id"] for record in records if record["id"] not in cached)
+        count = (
+            f"{missing:,} of {len(records):,} {split} clips have"
+            if found
+            else f"none of the {missing:,} {split} clips has"
+        )
+        raise UserError(
+            f"{count} features in {folder} (the first is {first}); run {preprocess_command(layout, split, made)}"
+            + (", or allow more with --max-missing" if found else "")
+        )
+    if missing:
+        context.print_main(f"{split}: {missing:,} clips have no features and are left out")
+    return found
+
+
+def preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None = None) -> str:
+    """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
+    words = ["python", "preprocess_something_something_v2.py", "--data", str(layout.data), "--splits", split]
+    config = cache.read_config(layout.features) or (CacheConfig.from_dict(made) if made else None)
+    if config is not None:
+        words += ["--encoder", config.encoder, "--frames", str(config.frames)] + ["--crop"] * config.crop
+        words += ["--dtype", config.dtype, "--pool", str(config.pool)]
+    return shlex.join(words)
+
+
+@dataclass
+class Step:
+    """What one optimizer step reads: micro-batches of (clip id, its captions)."""
+
+    batches: list[list[tuple[str, list[str]]]]
+
+    @property
+    def captions(self) -> int:
+        """How many captions the step learns from, each counting the same."""
+        return sum(len(captions) for batch in self.batches for _, captions in batch)
+
+
+def plan_epoch(
+    records: list[Record], batch_size: int, accumulate: int, captions_per_clip: int, seed: int, epoch: int
+) -> list[Step]:
+    """An epoch's optimizer steps, the same in every process, so that any number of them can resume anywhere.
+
+    The order depends on run and epoch only, a clip's captions on run, epoch and clip.
+    """
+    by_id = {record["id"]: record for record in records}
+    order = sorted(by_id)
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    drawn = [(clip_id, draw_captions(by_id[clip_id], captions_per_clip, seed, epoch)) for clip_id in order]
+    batches = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
+    return [Step(batches[start : start + accumulate]) for start in range(0, len(batches), accumulate)]
+
+
+def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str]:
+    """`count` distinct captions of a clip for an epoch, fewer where it has fewer."""
     captions = list(dict.fromkeys(record["label"]))
     chooser = random.Random(f"{seed} {epoch} {record['id']}")
     return chooser.sample(captions, min(count, len(captions)))
 
 
-def epoch_order(ids: list[str], seed: int, epoch: int) -> list[str]:
-    """The clips in an epoch's order, which depends on run and epoch only."""
-    order = sorted(ids)
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    return order
+class FeatureDataset(Dataset):
+    """A split's cached features by clip id; all clips must be of one shape and dtype, the first one's.
+
+    An error is a clip's value here, not raised: a DataLoader would wrap it into its worker's traceback.
+    """
+
+    def __init__(self, folder: Path, first_id: str) -> None:
+        self.folder, self.first = folder, folder / f"{first_id}.pt"
+        self.kind = _kind(cache.load(self.first))
+
+    def __getitem__(self, clip_id: str) -> Packed | Exception:
+        path = self.folder / f"{clip_id}.pt"
+        try:
+            clip = cache.load(path)
+        except (UserError, OSError) as error:
+            return error
+        if _kind(clip) != self.kind:
+            return UserError(
+                f"two kinds of features in one cache: {self.first} is {self.kind}, {path} is {_kind(clip)}; "
+                "preprocess the odd one again"
+            )
+        return clip
+
+
+def _kind(clip: Packed) -> str:
+    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
+
+
+def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
+    """Clips (N, D) to a batch (B, N, D), or the first error among them."""
+    if errors := [clip for clip in clips if isinstance(clip, Exception)]:
+        return errors[0]
+    return Packed(
+        *(None if parts[0] is None else default_collate(parts) for parts in map(list, zip(*clips, strict=True)))
+    )
+
+
+def feature_batches(
+    folder: Path | str, id_batches: list[list[str]], workers: int = 2, pin: bool = False
+) -> Iterator[Packed]:
+    """Batches (B, N, D) of cached features in the order asked for, read ahead by worker processes.
+
+    Args:
+        folder: of one split.
+        id_batches: the clip ids of each batch.
+        workers: processes that read, each at most two batches ahead; 0: this one reads, when a batch is due.
+        pin: into page-locked memory, for non-blocking copies to a GPU.
+
+    Raises, when the batch is due: UserError naming the file that is missing, damaged, or not like the first.
+    """
+    if not id_batches:
+        return
+    loader = DataLoader(
+        FeatureDataset(Path(folder), id_batches[0][0]),
+        batch_sampler=id_batches,
+        collate_fn=_collate,
+        num_workers=min(workers, len(id_batches)),
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_parent,
+        multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """The terminal and torchrun send their signals to the whole process group: the parent answers, and ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork brings along
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -16,10 +16,11 @@ from evaluation import split as validation
 from evaluation.scores import Scorer
 from evaluation.split import SplitReader
 from evaluation.ssv2 import template_key
+from features import cache
 from qformer import VideoCaptioner
 from runtime import cli as arguments
-from runtime import distributed as ranks
 from runtime import files, provenance
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 
@@ -27,11 +28,13 @@ from runtime.signals import Interrupted, Interrupts
 def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
-    group = ranks.start()
+    group = DistributedContext()
     layout = dataset.check_data(args.data)
-    records = validation.usable_records(layout, args.split, args.max_missing, group)
+    records = dataset.usable_records(layout, args.split, args.max_missing, group)
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, group.device, args.llm, args.encoder)
-    validation.check_features(captioner.config, layout, args.checkpoint)
+    cache.check_same_features(
+        captioner.config["features"], layout.features, args.checkpoint, captioner.config.get("published", False)
+    )
     planned = plan(args, records, layout)
     if group.is_main:
         files.check_writable(args.results)  # now, not after an hour's work
@@ -39,11 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     folder = layout.feature_folder(args.split)
     reader = SplitReader(captioner, records, folder, args.batch_size, group, interrupts.check)
     try:
-        with ranks.together(interrupts.check):
-            group.agree([record["id"] for record in records], f"{args.split} clips")
-            result = evaluate(args, reader, layout, planned)
+        group.check_equal([record["id"] for record in records], f"{args.split} clips")
+        result = evaluate(args, reader, layout, planned)
     except Interrupted as signal:
-        group.say(f"{signal}: nothing was written")
+        group.print_main(f"{signal}: nothing was written")
         return signal.code
     if group.is_main:
         write(args, result, layout, captioner)
@@ -134,7 +136,7 @@ def _as_caption(template: str) -> str:
 def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
     """All that evaluation.json holds. All ranks caption; the main one scores."""
     if plan.actions:
-        reader.ranks.say(_cost_of_actions(plan.actions, reader))
+        reader.ranks.print_main(_cost_of_actions(plan.actions, reader))
     settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     predictions = reader.captions(**settings)
     actions = _actions(plan, reader) if plan.actions else None
@@ -159,7 +161,7 @@ def _cost_of_actions(texts: list[str], reader: SplitReader) -> str:
     tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
     weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
     work = 2 * weights * tokens * clips
-    minutes = work / (_rate(captioner) * reader.ranks.world) / 60
+    minutes = work / (_rate(captioner) * reader.ranks.world_size) / 60
     return (
         f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.3g} M "
         f"parameters: {work / 1e12:,.3g} TFLOP in all, {minutes:,.1f} min or more on this machine"
@@ -200,11 +202,13 @@ def _reversed(
     }
     chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
     if not chosen or reader.captioner.config["features"] is None:
-        reader.ranks.say("reversed: no clip with an opposite action is at hand as a video; left out")
+        reader.ranks.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
-        reader.ranks.say(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
-    mine = {clip_id: videos[clip_id] for clip_id in reader.ranks.share(chosen)}
+        reader.ranks.print_main(
+            f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
+        )
+    mine = {clip_id: videos[clip_id] for clip_id in reader.ranks.shard(chosen)}
     settings = (args.max_new_tokens, args.num_beams, args.clip_timeout)
     found = grounding.reversed_captions(reader.captioner, mine, args.batch_size, *settings, reader.check)
     return {clip_id: text for part in reader.ranks.gather(found) for clip_id, text in part.items()}

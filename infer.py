@@ -1,66 +1,83 @@
 """Caption videos: clips of the test set, or any files and folders, of any length.
 
-Writes results.json, copies of the videos, subtitles of long ones and a page to look at into RESULTS/inference.
+Writes results.json, subtitles of long videos and a page to look at into RESULTS/inference, as captions are made.
 A video that cannot be captioned is listed with its reason, and the run goes on; when none could be, the exit code is 1.
 """
 
 import argparse
-import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 import dataset
-from evaluation import ngrams as metrics
-from evaluation import report
-from evaluation.ssv2 import TemplateReader
+from evaluation import report, scores
 from qformer import VideoCaptioner
-from runtime import cli as arguments
-from runtime import files, provenance
+from runtime import cli, files, provenance
 from runtime.files import UserError
-from video import gif
+from runtime.signals import Interrupted, Interrupts
+from video import gif, subtitles
 from video import paths as videos
-from video import subtitles as timeline
-from video.nursery import Nursery
 from video.reader import VideoError, probe, read_frames
-from video.windows import WindowDecoder
-from video.workers import ClipDecoder, Failure
+from video.windows import check_window, read_windows
+from video.workers import Decoded, Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0
 GIF_BYTES = 512 << 20  # of decoded frames that are in memory at once
 LINES_SHOWN = 20  # of a long video's captions, on the screen
+LONG = 30.0  # seconds: a longer video says more than one caption can
+SAVE_EVERY = 5.0  # seconds between two writings of results.json
 
 
 @dataclass
 class Clip:
     """A video to caption and, as the run goes on, what came of it."""
 
-    id: str  # the test set's, or its copy's name without the suffix
+    id: str  # the test set's, or the name of what is written for it
     path: Path
-    name: str = ""  # of its copy
+    name: str = ""  # of its files in the results' folder
     references: list[str] = field(default_factory=list)
-    windows: list[tuple[float, float]] = field(default_factory=list)  # seconds; none: the whole clip at once
-    captions: list[str | None] = field(default_factory=lambda: [None])  # one a window, or one
-    errors: list[str | None] = field(default_factory=lambda: [None])  # why that caption is missing
+    decoded: list[Decoded] = field(default_factory=list)  # the clip or its windows, without their frames
+    captions: list[str | None] = field(default_factory=list)  # one for each of these
     error: str | None = None  # why there is no caption at all
 
     @property
-    def segments(self) -> list[timeline.Segment]:
+    def windows(self) -> list[tuple[float, float]]:
+        """The windows [start, end) of a long video, in seconds; none for a clip that is captioned as a whole."""
+        return [(part.start, part.end) for part in self.decoded if part.start is not None]
+
+    @property
+    def segments(self) -> list[subtitles.Segment]:
         """The captions of a windowed video, merged."""
-        return timeline.segments(self.windows, self.captions) if self.windows and self.captions else []
+        return subtitles.segments(self.windows, self.captions) if self.windows else []
 
     @property
     def prediction(self) -> str | None:
         """The clip's caption; a windowed video has one where all its windows say the same."""
         captions = [part.caption for part in self.segments] if self.windows else self.captions
         return captions[0] if len(captions) == 1 and not self.error else None
+
+    @property
+    def warning(self) -> str | None:
+        """What its captions leave out, such as the end of a file that is cut off."""
+        return next((part.warning for part in self.decoded if part.warning), None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.error is not None or bool(self.decoded and len(self.decoded) == self.decoded[-1].total)
+
+    def add(self, part: Decoded, caption: str | None) -> None:
+        """Note what became of the clip, or of its next window."""
+        self.decoded.append(part._replace(frames=None))
+        self.captions.append(caption)
+        if self.is_done and all(caption is None for caption in self.captions):
+            self.error = self.decoded[0].error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,59 +88,64 @@ def main(argv: list[str] | None = None) -> int:
         clips = [Clip("", path) for path in videos.find(args.video, folder)]
     else:
         clips = choose_test_clips(args.data, args.num_samples, args.seed)
-    for clip, name in zip(clips, videos.copy_names([clip.path for clip in clips], folder), strict=True):
+    for clip, name in zip(clips, videos.output_names([clip.path for clip in clips], folder), strict=True):
         clip.name, clip.id = name, clip.id or Path(name).stem
     files.check_writable(folder)  # now, not after an hour's work
-    starting = contextlib.nullcontext() if args.window else contextlib.closing(Nursery())
-    with starting as nursery:  # the processes that decode start while the models load
+    with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
         captioner = load_captioner(args)
-        caption_clips(captioner, clips, args, nursery)
-    made_by = provenance.made_by(argv)
-    write_results(clips, folder, captioner.config, args, made_by)
-    for clip in clips:
-        if not clip.error:
-            write_beside(clip, folder, args)
-    write_page(clips, folder, args.data, made_by)
-    return report_on_screen(clips, folder)
+        results = Results(clips, folder, captioner.config, args, provenance.made_by(argv))
+        try:
+            with Interrupts(at_once=True):
+                caption_clips(captioner, clips, args, workers, results)
+        except Interrupted as stop:
+            results.write()
+            done = sum(clip.is_done for clip in clips)
+            print(f"{stop}: {done:,} of {len(clips):,} videos are done; their captions are in {folder}")
+            return stop.code
+        finally:
+            results.save()  # whatever ends the run, no caption is lost
+    results.write()
+    failed = sum(clip.error is not None for clip in clips)
+    print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
+    return 1 if failed == len(clips) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Raises: UserError where window and stride cannot cover a video."""
-    parser = arguments.Parser(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        "--num-samples", type=arguments.count, default=10, help="how many clips of the test set to caption"
-    )
-    chosen.add_argument(
-        "--video", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="caption these instead of the test set"
-    )
+    parser = cli.Parser(__doc__)
+    add = parser.group("videos").add_argument
+    add("--num-samples", type=cli.count, default=10, help="how many clips of the test set to caption")
+    add("--video", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="caption these instead of the test set")
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, for --num-samples")
     add("--seed", type=int, default=0, help="decides which clips of the test set are taken")
-    add("--results", type=Path, default=Path("results"), help="everything is written to RESULTS/inference")
-    add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
-    add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
     add("--window", type=float, help="caption long videos in windows of this many seconds; writes .json, .srt, .vtt")
     add("--stride", type=float, help="seconds from one window to the next, at most the window (without it: the window)")
+    add = parser.group("models").add_argument
+    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
+    add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
+    add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
+    add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
+    add("--num-beams", type=cli.count, default=1, help="beams of the search for a caption; 1: greedy")
+    add = parser.group("results").add_argument
+    add("--results", type=Path, default=Path("results"), help="everything is written to RESULTS/inference")
     add("--gif", action="store_true", help="also write each clip as an animated GIF with its caption under it")
-    add("--max-new-tokens", type=arguments.count, default=50, help="longest caption, in tokens")
-    add("--num-beams", type=arguments.count, default=1, help="beams of the search for a caption; 1: greedy")
-    add("--batch-size", type=arguments.count, default=8, help="clips or windows that are captioned at once")
-    add("--workers", type=arguments.count, default=min(4, os.cpu_count() or 1), help="processes that decode videos")
-    add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that decoding one clip may take")
+    add("--copy-videos", action="store_true", help="copy the videos beside the page, to publish it")
+    running = parser.group("running")
+    add = running.add_argument
+    add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
+    workers = min(4, os.cpu_count() or 1)
+    add("--workers", type=cli.whole, default=workers, help="processes that decode videos; 0: this one decodes")
+    add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
+    cli.add_device(running)
     args = parser.parse_args(argv)
     if args.window is None and args.stride is not None:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
     if args.window is not None:
         args.stride = args.window if args.stride is None else args.stride
-        timeline.check_window(args.window, args.stride)
+        check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
     return args
-
-
-# ---- which videos ----
 
 
 def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
@@ -146,203 +168,175 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     return clips
 
 
-# ---- captions ----
-
-
 def load_captioner(args: argparse.Namespace) -> VideoCaptioner:
     """The captioner and the encoder that made its features. Raises: UserError where one does not load."""
-    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, llm=args.llm, encoder=args.encoder)
+    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
     if captioner.config["features"] is None:
         raise UserError(f"{args.checkpoint} does not say what made its features; train it with this project's train.py")
     return captioner
 
 
 def caption_clips(
-    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, nursery: Nursery | None
+    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, workers: Workers, results: "Results"
 ) -> None:
-    """Decode in processes of their own, caption in batches, and note each clip's captions or why there are none."""
-    encoder, workers, timeout = captioner.encoder, args.workers, args.clip_timeout
-    jobs = [(number, clip.path) for number, clip in enumerate(clips) if not clip.error]
-    if args.window:
-        decoder = WindowDecoder(jobs, args.window, args.stride, encoder.transform, encoder.frames, workers, timeout)
-    else:
-        jobs = [((number, 0), path) for number, path in jobs]
-        decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, workers, timeout, nursery=nursery)
-    total, unit = (0, "window") if args.window else (len(jobs), "clip")
-    with decoder, tqdm(total=total, desc="captions", unit=unit, disable=None) as bar:
-        for keys, frames in batches(decoder, clips, args.batch_size, bar):
-            texts = captioner.generate(captioner.encode(frames), args.max_new_tokens, args.num_beams)
-            for (number, i), text in zip(keys, texts, strict=True):
-                clips[number].captions[i] = text
-            bar.update(len(keys))
+    """Decode in workers, caption in batches, and tell and save each video's captions when it is done."""
+    encoder = captioner.encoder
+    paths = [(clip, clip.path) for clip in clips if not clip.error]
     for clip in clips:
-        if not clip.error and all(caption is None for caption in clip.captions):
-            clip.error = next(error for error in clip.errors if error)
-
-
-def batches(
-    decoded: Iterable[tuple[tuple[int, int | None], Any]], clips: list[Clip], size: int, bar: tqdm
-) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor]]:
-    """Keys (clip, window) and frames (B, T, 3, S, S) of what could be decoded; what could not is noted in `clips`."""
-    keys, frames = [], []
-    for (number, i), item in decoded:
-        clip = clips[number]
-        if i is None:
-            if isinstance(item, Failure):
-                clip.error = item.reason
-            else:
-                clip.windows, clip.captions, clip.errors = item, [None] * len(item), [None] * len(item)
-                bar.total += len(item)
-            continue
-        if isinstance(item, Failure):
-            clip.errors[i] = item.reason
+        if clip.error:
+            tell(clip)
+    if args.window:
+        look = (encoder.transform, encoder.frames, args.window, args.stride)
+        decoded = read_windows(workers, paths, *look)
+    else:
+        decoded = workers.read_clips(paths, encoder.transform, encoder.frames)
+    settings = (args.batch_size, args.max_new_tokens, args.num_beams)
+    with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
+        for part, caption in captioner.caption_decoded(decoded, *settings):
+            part.key.add(part, caption)
             bar.update()
-            continue
-        keys.append((number, i))
-        frames.append(item)
-        if len(keys) == size:
-            yield keys, torch.stack(frames)
-            keys, frames = [], []
-    if keys:
-        yield keys, torch.stack(frames)
+            if part.key.is_done:
+                tell(part.key)
+                results.save_sometimes()
+
+
+def tell(clip: Clip) -> None:
+    """A video's captions, or why there are none, on the screen."""
+    name = files.printable(clip.id)
+    if clip.error:
+        tqdm.write(f"{name}: failed: {files.printable(clip.error)}")
+        return
+    for part in clip.segments[:LINES_SHOWN]:
+        tqdm.write(f"{name} {part.start:.1f}-{part.end:.1f} s: {files.printable(part.caption)}")
+    if (more := len(clip.segments) - LINES_SHOWN) > 0:
+        tqdm.write(f"{name}: {more:,} more in {Path(clip.name).with_suffix('.srt')}")
+    if clip.warning:
+        tqdm.write(f"{name}: {clip.warning}")
+    if not clip.windows:
+        answer = "".join(f"  (answer: {files.printable(text)})" for text in clip.references)
+        tqdm.write(f"{name}: {files.printable(clip.prediction)}{answer}")
+        if not clip.references and (seconds := duration(clip.path)) >= LONG:
+            tqdm.write(f"{name}: {seconds:.0f} s; --window 4 captions it in parts")
+
+
+def duration(path: Path) -> float:
+    """Seconds of a video that has just been read; 0 where they cannot be told."""
+    try:
+        return probe(path).duration
+    except VideoError:
+        return 0.0
 
 
 # ---- results ----
 
 
-def write_beside(clip: Clip, folder: Path, args: argparse.Namespace) -> None:
-    """Write a clip's subtitles, and copy the video beside them; then its GIF.
+@dataclass
+class Results:
+    """What is written into the results' folder."""
 
-    The captions first: a disk that a long video fills has them already.
-    """
-    copy = folder / clip.name
-    if clip.windows:
-        write_timeline(clip, copy, args)
-    if copy.resolve() != clip.path.resolve():
-        files.copy(clip.path, copy)
-    if args.gif:
-        try:
-            write_gif(clip, copy)
-        except (VideoError, UserError) as error:
-            print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
+    clips: list[Clip]
+    folder: Path
+    config: dict[str, Any]  # of the captioner
+    args: argparse.Namespace
+    made_by: dict[str, str | None]
+    saved: float = 0.0  # when results.json was written last
+
+    def save_sometimes(self) -> None:
+        """results.json while captions are still being made, now and then."""
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """results.json: the captions of all clips so far."""
+        result = {
+            "checkpoint": files.text_of(self.args.checkpoint),
+            "encoder": files.display_path(self.config["features"]["encoder"]),
+            "llm": files.display_path(self.config["llm"]),
+            "max_new_tokens": self.args.max_new_tokens,
+            "num_beams": self.args.num_beams,
+            "clips": len(self.clips),
+            "failed": sum(clip.error is not None for clip in self.clips),
+            "predictions": [self.row(clip) for clip in self.clips],
+            "made_by": self.made_by,
+        }
+        files.write_json(self.folder / "results.json", result)
+        self.saved = time.monotonic()
+
+    def row(self, clip: Clip) -> dict[str, Any]:
+        """A clip as results.json lists it; the video as the page finds it."""
+        copied = self.args.copy_videos or clip.path.resolve().parent == self.folder.resolve()
+        page = self.folder / "index.html"
+        video = clip.name if copied else report.relative(clip.path, page)
+        row: dict[str, Any] = {
+            "id": clip.id,
+            "prediction": clip.prediction,
+            "references": clip.references,
+            "video": None if clip.error else video,
+            "source": files.text_of(clip.path),
+            "error": clip.error,
+            "warning": clip.warning,
+        }
+        if clip.windows:
+            row["segments"] = [part._asdict() for part in clip.segments]
+            row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
+        return row
+
+    def write(self) -> None:
+        """Everything; first results.json and subtitles, which are there then if copies should fill the disk."""
+        self.save()
+        done = [clip for clip in self.clips if clip.decoded and not clip.error]
+        for clip in done:
+            if clip.windows:
+                self.write_subtitles(clip)
+        for clip in done:
+            if self.args.copy_videos and (copy := self.folder / clip.name).resolve() != clip.path.resolve():
+                files.copy(clip.path, copy)
+            if self.args.gif:
+                try:
+                    write_gif(clip, self.folder)
+                except (VideoError, UserError) as error:
+                    print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
+        self.write_page()
+
+    def write_subtitles(self, clip: Clip) -> None:
+        """A windowed video's captions as .srt, .vtt and .json."""
+        path = self.folder / clip.name
+        files.write_text(path.with_suffix(".srt"), subtitles.srt(clip.segments))
+        files.write_text(path.with_suffix(".vtt"), subtitles.vtt(clip.segments))
+        content = {
+            "video": clip.name,
+            "duration": round(clip.windows[-1][1], 3),
+            "window": self.args.window,
+            "stride": self.args.stride,
+            "segments": [part._asdict() for part in clip.segments],
+            "windows": [
+                {"start": round(part.start, 3), "end": round(part.end, 3), "caption": caption, "error": part.error}
+                for part, caption in zip(clip.decoded, clip.captions, strict=True)
+            ],
+        }
+        files.write_json(path.with_suffix(".json"), content)
+
+    def write_page(self) -> None:
+        """The page that shows the same, with the videos playing."""
+        answered = {c.id: (c.prediction, c.references) for c in self.clips if c.references and c.prediction is not None}
+        outcomes = scores.outcomes(answered, self.args.data)
+        shown = [{**self.row(clip), **outcomes.get(clip.id, {})} for clip in self.clips]
+        for row, clip in zip(shown, self.clips, strict=True):
+            row["tracks"] = Path(clip.name).with_suffix(".vtt").name if clip.segments else None
+        made = " at ".join(filter(None, self.made_by.values()))
+        report.write_page(self.folder / "index.html", "Captions", shown, made_by=made)
 
 
-def write_timeline(clip: Clip, copy: Path, args: argparse.Namespace) -> None:
-    """A windowed video's captions as .srt, .vtt and .json, named as its copy."""
-    files.write_text(copy.with_suffix(".srt"), timeline.srt(clip.segments))
-    files.write_text(copy.with_suffix(".vtt"), timeline.vtt(clip.segments))
-    windows = zip(clip.windows, clip.captions, clip.errors, strict=True)
-    content = {
-        "video": clip.name,
-        "duration": round(clip.windows[-1][1], 3),
-        "window": args.window,
-        "stride": args.stride,
-        "segments": [part._asdict() for part in clip.segments],
-        "windows": [
-            {"start": round(start, 3), "end": round(end, 3), "caption": caption, "error": error}
-            for (start, end), caption, error in windows
-        ],
-    }
-    files.write_json(copy.with_suffix(".json"), content)
-
-
-def write_gif(clip: Clip, copy: Path) -> None:
+def write_gif(clip: Clip, folder: Path) -> None:
     """Draw a clip's caption under it. Raises: VideoError, UserError where it gives no GIF."""
-    video = probe(copy)
+    video = probe(clip.path)
     most = min(GIF_FRAMES, max(2, GIF_BYTES // (video.width * video.height * 3)))
     count = min(most, max(1, round(video.duration * GIF_FPS)))
     reference = clip.references[0] if clip.references else None
-    frames = read_frames(copy, count)  # (T, H, W, 3)
-    gif.write_gif(copy.with_suffix(".gif"), frames, clip.prediction, count / video.duration, reference=reference)
-
-
-def write_results(
-    clips: list[Clip], folder: Path, config: dict[str, Any], args: argparse.Namespace, made_by: dict[str, str | None]
-) -> None:
-    """Write results.json, the captions of all clips."""
-    result = {
-        "checkpoint": text_of(args.checkpoint),
-        "encoder": config["features"]["encoder"],
-        "llm": config["llm"],
-        "max_new_tokens": args.max_new_tokens,
-        "num_beams": args.num_beams,
-        "clips": len(clips),
-        "failed": sum(clip.error is not None for clip in clips),
-        "predictions": [row_of(clip) for clip in clips],
-        "made_by": made_by,
-    }
-    files.write_json(folder / "results.json", result)
-
-
-def write_page(clips: list[Clip], folder: Path, data: Path, made_by: dict[str, str | None]) -> None:
-    """Write the page that shows the same, with the videos playing."""
-    outcomes = judge(clips, data)
-    shown = [{**row_of(clip), **outcomes.get(clip.id, {})} for clip in clips]
-    for row, clip in zip(shown, clips, strict=True):
-        row["tracks"] = Path(clip.name).with_suffix(".vtt").name if clip.segments else None
-    made = " at ".join(filter(None, made_by.values()))
-    report.write_page(folder / "index.html", "Captions", shown, made_by=made)
-
-
-def row_of(clip: Clip) -> dict[str, Any]:
-    """A clip as results.json lists it."""
-    row: dict[str, Any] = {
-        "id": clip.id,
-        "prediction": clip.prediction,
-        "references": clip.references,
-        "video": None if clip.error else clip.name,
-        "source": text_of(clip.path),
-        "error": clip.error,
-    }
-    if clip.windows:
-        row["segments"] = [part._asdict() for part in clip.segments]
-        row["failed_windows"] = sum(error is not None for error in clip.errors)
-    return row
-
-
-def judge(clips: list[Clip], data: Path) -> dict[str, dict[str, str | None]]:
-    """How the captions of test clips relate to their answers, for the page's colours: template and outcome by id."""
-    answered = {clip.id: clip for clip in clips if clip.references and clip.prediction is not None}
-    if not answered:
-        return {}
-    try:
-        reader = TemplateReader(dataset.read_templates(data))
-    except UserError:  # without labels.json the captions are as good, and have no colour
-        return {}
-    records = {
-        key: {"label": clip.references, "template": reader.read(clip.references[0]).template}
-        for key, clip in answered.items()
-    }
-    scores = metrics.ssv2_scores({key: clip.prediction for key, clip in answered.items()}, records, reader)
-    return {
-        key: {"template": records[key]["template"], "outcome": clip["outcome"]}
-        for key, clip in scores["per_clip"].items()
-    }
-
-
-def text_of(path: Path) -> str:
-    """A path as text: names on a disk may hold bytes that are no UTF-8."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def report_on_screen(clips: list[Clip], folder: Path) -> int:
-    """Print every caption or reason, and where the results are. Returns the exit code."""
-    for clip in clips:
-        name = files.printable(clip.id)
-        if clip.error:
-            print(f"{name}: failed: {files.printable(clip.error)}")
-            continue
-        for part in clip.segments[:LINES_SHOWN]:
-            print(f"{name} {part.start:.1f}-{part.end:.1f} s: {files.printable(part.caption)}")
-        if (more := len(clip.segments) - LINES_SHOWN) > 0:
-            print(f"{name}: {more:,} more in {Path(clip.name).with_suffix('.srt')}")
-        if not clip.windows:
-            answer = "".join(f"  (answer: {files.printable(text)})" for text in clip.references)
-            print(f"{name}: {files.printable(clip.prediction)}{answer}")
-    failed = sum(clip.error is not None for clip in clips)
-    print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
-    return 1 if failed == len(clips) else 0
+    frames = read_frames(clip.path, count)  # (T, H, W, 3)
+    target = (folder / clip.name).with_suffix(".gif" if clip.path.suffix.lower() != ".gif" else ".captioned.gif")
+    gif.write_gif(target, frames, clip.prediction, count / video.duration, reference=reference)
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

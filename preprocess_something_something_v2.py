@@ -6,32 +6,27 @@ Worker processes decode, this process encodes, threads write. Interrupt it at an
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import dataset
 from features import cache
 from features.cache import CacheConfig
-from features.encoding import Saver, encode_ahead
+from features.writer import Writer
 from models.vjepa2 import DEFAULT_ENCODER, VideoEncoder
-from runtime import cli as arguments
-from runtime import distributed as ranks
-from runtime import files
+from runtime import cli, files
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
-from runtime.signals import Interrupted
-from video.nursery import Nursery
-from video.workers import ClipDecoder, Failure
+from runtime.signals import Interrupted, Interrupts
+from video.workers import Workers, batches
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
 
@@ -50,67 +45,105 @@ Failures = dict[tuple[str, str], str]  # (split, id): reason
 def main(argv: list[str] | None = None) -> int:
     """Encode what is not cached yet. Raises: UserError at the end where clips have no video."""
     args = parse(argv)
-    with contextlib.closing(Nursery()) as nursery:  # forked while there is little to copy and no GPU
-        return preprocess(args, ranks.start(), nursery)
+    with Workers(args.workers, args.clip_timeout) as workers:  # they start while the encoder loads
+        return preprocess(args, DistributedContext(args.device), workers)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the defaults are the published recipe."""
-    parser = arguments.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--splits", nargs="+", choices=dataset.SPLITS, default=["train", "validation"], help="what to encode")
     add("--encoder", default=DEFAULT_ENCODER, help="V-JEPA 2: a hub name or a local folder")
-    add("--frames", type=arguments.count, default=32, help="frames sampled uniformly over a clip")
-    add(
-        "--crop", action="store_true", help="resize the shortest edge and crop the centre, not the whole frame squashed"
-    )
+    add("--num-frames", "--frames", type=cli.count, default=32, help="frames sampled uniformly over a clip")
+    add("--crop", action="store_true", help="resize the shortest edge and crop the centre: no squashed frames")
     add("--dtype", choices=list(cache.DTYPES), default="float16", help="what features are kept as; int8: half the disk")
     add("--pool", type=int, choices=cache.POOLS, default=1, help="keep the mean of POOL x POOL patches of a time step")
-    add("--batch-size", type=arguments.count, help="clips encoded at once (default: what fills the GPU; few on a CPU)")
-    add("--workers", type=arguments.count, default=cores(), help="processes that decode, for each process that encodes")
-    add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that decoding one clip may take")
+    add("--batch-size", type=cli.count, help="clips encoded at once (default: what fills the GPU; few on a CPU)")
+    add("--workers", type=cli.count, default=cores(), help="processes that decode, for each process that encodes")
+    add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding one clip may take")
+    cli.add_device(parser)
     return parser.parse_args(argv)
 
 
 def cores() -> int:
     """Processor cores for this process, among those of this machine that torchrun started."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def preprocess(args: argparse.Namespace, group: ranks.Ranks, nursery: Nursery) -> int:
+def preprocess(args: argparse.Namespace, context: DistributedContext, workers: Workers) -> int:
     """The whole stage; returns the exit code."""
     splits = {split: [r["id"] for r in dataset.read_split(args.data, split)] for split in dict.fromkeys(args.splits)}
     layout = dataset.Layout(args.data)
-    encoder = VideoEncoder(args.encoder, group.device, args.frames, args.crop)
+    encoder = VideoEncoder(args.encoder, context.device, args.num_frames, args.crop)
     cache.check_pool(encoder.grid, args.pool)
     config = encoder.cache_config(args.dtype, args.pool)
-    plan: Any = None
-    if group.is_main:
-        plan = make_plan(splits, layout, config)
-    clips, missing = group.gather(plan)[0]  # all ranks share one list, whatever other runs write meanwhile
+    plan = make_plan(splits, layout, config) if context.is_main else None
+    clips, missing = context.gather(plan)[0]  # all ranks share one list, whatever other runs write meanwhile
     failures: Failures = {}
     try:
-        with interruptible():
-            encode_clips(group.share(clips), failures, encoder, config, layout, args, nursery, bar=group.is_main)
+        with Interrupts(at_once=True):  # every file is whole or not there at any moment
+            encode_clips(context, clips, failures, encoder, config, layout, args.batch_size, workers)
     except Interrupted as interrupted:
         write_failures(failures | missing, splits, layout, config)
-        group.say(f"{interrupted}: what is encoded is kept; the same command goes on from there")
+        context.print_main(f"{interrupted}: what is encoded is kept; the same command goes on from there")
         return interrupted.code
-    for others in group.gather(failures):
+    for others in context.gather(failures):
         failures |= others
-    if group.is_main:
+    if context.is_main:
         write_failures(failures | missing, splits, layout, config)
         summarize(len(clips), failures, layout)
-    group.close()
-    if missing and group.is_main:
+    context.close()
+    if missing and context.is_main:
         split, clip_id = next(iter(missing))
         raise UserError(
             f"{len(missing)} clips of the labels have no video (the first: {clip_id} of {split}) in {layout.videos}; "
             "all others are done: add the videos and run this again, or take the ids out of the labels"
         )
     return 0
+
+
+def encode_clips(
+    context: DistributedContext,
+    clips: list[Clip],
+    failures: Failures,
+    encoder: VideoEncoder,
+    config: CacheConfig,
+    layout: dataset.Layout,
+    batch_size: int | None,
+    workers: Workers,
+) -> None:
+    """Decode, encode and save this rank's share of `clips`; those that fail go into `failures`.
+
+    Raises: OSError where a file cannot be written.
+    """
+    if not (clips := context.shard(clips)):
+        return
+
+    def path_of(clip: Clip) -> Path:
+        return layout.feature_folder(clip.split) / f"{clip.id}.pt"
+
+    # Asked again when its turn comes: another run in this folder may have encoded it by now.
+    jobs = ((clip, clip.video) for clip in clips if not cache.is_cached(path_of(clip), config))
+    decoded = workers.read_clips(jobs, encoder.transform, encoder.frames)
+    size = encoder.prepare(batch_size)
+    with (
+        tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if context.is_main else True) as bar,
+        Writer(failures) as writer,
+    ):
+        for batch in batches(decoded, size):
+            for clip, _, error, warning, *_ in batch:
+                if reason := error or (warning and f"{warning}; download it again"):
+                    failures[clip.split, clip.id] = reason
+            whole = [clip for clip in batch if (clip.key.split, clip.key.id) not in failures]
+            if whole:
+                features = encoder.encode(torch.stack([clip.frames for clip in whole]))  # (B, N, D)
+                keys = [((clip.key.split, clip.key.id), path_of(clip.key)) for clip in whole]
+                writer.write(keys, cache.quantize(features, config.dtype, config.pool, encoder.grid))
+            bar.update(len(batch))
+        bar.update(len(clips) - bar.n)  # what another run encoded
 
 
 def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: CacheConfig) -> tuple[list[Clip], Failures]:
@@ -140,7 +173,7 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
         flush=True,
     )
     free = shutil.disk_usage(existing(layout.features)).free
-    if cache.clips_that_fit(free, config) < len(clips):
+    if free < len(clips) * math.ceil(size / 4096) * 4096:  # disks give out whole blocks
         raise UserError(
             f"the disk of {layout.features} has {human(free)} free, the features need {human(size * len(clips))}; free "
             "some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
@@ -165,77 +198,6 @@ def human(count: int) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Interrupted within it, at once: every file is whole or not there at any moment."""
-
-    def stop(number: int, _frame: object) -> None:
-        for again in before:  # once: a second signal must not break into the clearing up
-            signal.signal(again, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def encode_clips(
-    clips: list[Clip],
-    failures: Failures,
-    encoder: VideoEncoder,
-    config: CacheConfig,
-    layout: dataset.Layout,
-    args: argparse.Namespace,
-    nursery: Nursery,
-    bar: bool = True,
-) -> None:
-    """Decode, encode and save `clips`; those that fail go into `failures`.
-
-    Raises: OSError where a file cannot be written.
-    """
-    if not clips:
-        return
-
-    def path_of(clip: Clip) -> Path:
-        return layout.feature_folder(clip.split) / f"{clip.id}.pt"
-
-    # Asked again when its turn comes: another run in this folder may have encoded it by now.
-    jobs = ((clip, clip.video) for clip in clips if not cache.is_cached(path_of(clip), config))
-    progress = tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if bar else True)
-    saver = Saver(failures)
-    decoder = ClipDecoder(jobs, encoder.transform, encoder.frames, args.workers, args.clip_timeout, nursery=nursery)
-    with progress, saver, decoder:
-        size = encoder.prepare(args.batch_size)
-        for keys, packed in encode_ahead(encoder, config, batches(decoder, size, failures, progress)):
-            saver.save([((clip.split, clip.id), path_of(clip)) for clip in keys], packed)
-            progress.update(len(keys))
-        saver.finish()
-        progress.update(progress.total - progress.n)  # what another run encoded
-
-
-def batches(decoder: ClipDecoder, size: int, failures: Failures, progress: tqdm) -> Iterator[tuple[list[Clip], Tensor]]:
-    """Clips and their frames, uint8 (B, T, 3, S, S), in the order in which they are decoded."""
-    keys, frames = [], []
-    for clip, decoded in decoder:
-        if isinstance(decoded, Failure):
-            failures[clip.split, clip.id] = decoded.reason
-            progress.update()
-            continue
-        keys.append(clip)
-        frames.append(decoded)
-        if len(keys) == size:
-            yield keys, torch.stack(frames)
-            keys, frames = [], []
-    if keys:
-        yield keys, torch.stack(frames)
 
 
 def write_failures(
@@ -274,4 +236,4 @@ def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

@@ -3,31 +3,28 @@
 import argparse
 import math
 import signal
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import dataset
+from dataset import Step, feature_batches, plan_epoch, usable_records
 from evaluation import ngrams as metrics
 from evaluation import report, scores
 from evaluation.scores import Scorer
-from evaluation.split import SplitReader, check_features, gallery, unpack_for, usable_records
+from evaluation.split import SplitReader, gallery, unpack_for
 from features import cache
-from features.loader import FeatureLoader
-from features.schedule import Step, plan_epoch, rate_at
 from models import checkpoint
 from models import language_model as language
 from models.checkpoint import Checkpoint
 from qformer import QFormer, VideoCaptioner
 from runtime import cli as arguments
-from runtime import distributed as ranks
 from runtime import files, provenance
+from runtime.distributed import DistributedContext, Lost
 from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 
@@ -38,20 +35,19 @@ FIXED_WITHIN_EPOCH = ("batch_size", "accumulate", "captions_per_clip", "seed")
 def main(argv: list[str] | None = None) -> int:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
-    group = ranks.start()
+    group = DistributedContext()
     trainer = Trainer(args, group)
     try:
-        with ranks.together(trainer.interrupts.check):
-            trainer.evaluate() if args.eval_only else trainer.train()
-    except (Interrupted, ranks.Lost) as stop:
+        trainer.evaluate() if args.eval_only else trainer.train()
+    except (Interrupted, Lost) as stop:
         if args.eval_only:
             said = "nothing was written"
         else:
             trainer.save()
             said = f"saved {args.checkpoint}; the same command goes on from there"
-        if isinstance(stop, ranks.Lost):
+        if isinstance(stop, Lost):
             raise
-        group.say(f"{stop}: {said}")
+        group.print_main(f"{stop}: {said}")
         return stop.code
     group.close()
     return 0
@@ -93,7 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 class Trainer:
     """A run: its data, models and optimizer, and how far it has come."""
 
-    def __init__(self, args: argparse.Namespace, group: ranks.Ranks) -> None:
+    def __init__(self, args: argparse.Namespace, group: DistributedContext) -> None:
         self.args, self.ranks = args, group
         self.layout = dataset.check_data(args.data)
         self.best = args.checkpoint.parent / f"{args.checkpoint.stem}_best.pt"
@@ -116,15 +112,10 @@ class Trainer:
             self._resume(saved)
         if group.is_main:
             self._prepare_folders()
-        self.model: nn.Module = self.captioner
-        if group.world > 1:
-            group.agree(self._fingerprint(saved), "clips and checkpoint")
-            # Processors of another make draw other initial weights. DDP would send the frozen model too.
-            group.copy_main(parameter.data for parameter in self.captioner.qformer.parameters())
-            with warnings.catch_warnings():
-                # what torch would have instead of broadcast_buffers still sends the buffers once
-                warnings.simplefilter("ignore", FutureWarning)
-                self.model = DistributedDataParallel(self.captioner, init_sync=False, broadcast_buffers=False)
+        if group.world_size > 1:
+            group.check_equal(self._fingerprint(saved), "clips and checkpoint")
+            # Processors of another make draw other initial weights.
+            group.broadcast(parameter.data for parameter in self.captioner.qformer.parameters())
         self.interrupts = Interrupts()
         self.validation = SplitReader(
             self.captioner,
@@ -155,7 +146,9 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"{error}; choose another --num-heads") from None
         if saved is not None:
-            check_features(saved.config, self.layout, args.checkpoint)
+            cache.check_same_features(
+                saved.config["features"], self.layout.features, args.checkpoint, saved.config.get("published", False)
+            )
             checkpoint.load_weights(qformer, saved.weights, args.checkpoint)
         config = {"llm": args.llm, "features": None if made is None else made.to_dict()}
         return VideoCaptioner(lm, tokenizer, qformer.to(self.ranks.device), config=config)
@@ -176,7 +169,7 @@ class Trainer:
             dropped += len(record["label"]) - len(fits)
             record["label"] = fits
         if dropped:
-            self.ranks.say(f"train: {dropped:,} captions are longer than {room} tokens and are left out")
+            self.ranks.print_main(f"train: {dropped:,} captions are longer than {room} tokens and are left out")
         kept = [record for record in records if record["label"]]
         if not kept:
             raise UserError(f"no caption fits into the {room} tokens that {self.args.llm} has left; use fewer queries")
@@ -200,8 +193,8 @@ class Trainer:
                     f"{args.checkpoint} is damaged: it was saved at step {self.step} of an epoch that has less"
                 )
         if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
-            self.ranks.say(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
-        self.ranks.say(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
+            self.ranks.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
+        self.ranks.print_main(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
 
     def _prepare_folders(self) -> None:
         """Find out now, not after an epoch, what cannot be written."""
@@ -232,12 +225,12 @@ class Trainer:
     def _say_plan(self) -> None:
         trained = sum(parameter.numel() for parameter in self.captioner.qformer.parameters())
         clips = {split: f"{len(records):,}" for split, records in self.records.items()}
-        self.ranks.say(
+        self.ranks.print_main(
             f"{trained:,} parameters train on {clips['train']} clips, validated on {clips['validation']}; "
-            f"{self.ranks.world} process(es), {self.ranks.device}"
+            f"{self.ranks.world_size} process(es), {self.ranks.device}"
         )
         if self.epoch >= self.args.epochs:
-            self.ranks.say(f"all {self.args.epochs} epochs are done: raise --epochs to train on")
+            self.ranks.print_main(f"all {self.args.epochs} epochs are done: raise --epochs to train on")
 
     def _plan(self) -> list[Step]:
         args = self.args
@@ -264,7 +257,7 @@ class Trainer:
                 if not math.isfinite(loss) or not math.isfinite(norm.item()):
                     raise UserError(
                         f"the loss is not finite ({loss}, gradient {norm.item()}) at epoch {self.epoch + 1}, step "
-                        f"{self.step + 1}, clips {' '.join(step.ids)}; {args.checkpoint} holds the last good state: "
+                        f"{self.step + 1}, clips {' '.join(clip_id for batch in step.batches for clip_id, _ in batch)}; {args.checkpoint} holds the last good state: "
                         "check these clips' features, lower --lr, or set --clip-norm"
                     )
                 self.optimizer.step()
@@ -276,42 +269,36 @@ class Trainer:
                 if self.step % args.save_every == 0 and self.step < len(steps):
                     self.save()
 
-    def _loader(self, steps: list[Step]) -> FeatureLoader:
-        batches = [[clip_id for clip_id, _ in self._share(batch)[0]] for step in steps for batch in step.batches]
+    def _loader(self, steps: list[Step]) -> Any:
+        shards = [self.ranks.shard(batch) for step in steps for batch in step.batches]
+        batches = [[clip_id for clip_id, _ in shard] for shard in shards if shard]
         pin = self.ranks.device.type == "cuda"
-        return FeatureLoader(self.layout.feature_folder("train"), batches, workers=self.args.workers, pin=pin)
-
-    def _share(self, batch: list) -> tuple[list, bool]:
-        """This rank's clips of a micro-batch; one that gets none works on the first, and it does not count."""
-        mine = self.ranks.share(batch)
-        return (mine, True) if mine else (batch[:1], False)
+        return feature_batches(self.layout.feature_folder("train"), batches, self.args.workers, pin)
 
     def _gradients(self, step: Step, loader: Any) -> float:
         """Sum the step's gradients over its micro-batches and ranks; the mean loss of its captions."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for number, batch in enumerate(step.batches, start=1):
-            if self.ranks.world == 1:  # many ranks stop together, at the end of a step
+        for batch in step.batches:
+            if self.ranks.world_size == 1:  # many ranks stop together, at the end of a step
                 self.interrupts.check()
-            clips, counts = self._share(batch)
-            _, packed = next(loader)
-            features = unpack_for(self.captioner, packed, self.layout.feature_folder("train"))
+            if not (clips := self.ranks.shard(batch)):
+                continue
+            features = unpack_for(self.captioner, next(loader), self.layout.feature_folder("train"))
             captions = [captions for _, captions in clips]
-            # Ranks' gradients are averaged: their number makes it the sum that one process would have.
-            weight = self.ranks.world / step.captions if counts else 0.0
-            weights = [weight] * sum(map(len, captions))
-            if self.ranks.world > 1:
-                self.model.require_backward_grad_sync = number == len(step.batches)
-            loss = self.model(features, captions, weights)
+            loss = self.captioner(features, captions, [1 / step.captions] * sum(map(len, captions)))
             loss.backward()
-            total += loss.detach().double() / self.ranks.world
+            total += loss.detach().double()
+        for parameter in self.captioner.qformer.parameters() if self.ranks.world_size > 1 else ():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.ranks.all_reduce(parameter.grad)
         return self._summed(total)
 
     def _summed(self, loss: Tensor) -> float:
         """The loss of all ranks' parts. Raises: Interrupted, on all of them, where one was asked to stop."""
         asked = torch.full_like(loss, self.interrupts.received or 0)
-        loss, asked = self.ranks.sum(torch.stack([loss, asked])).tolist()
-        if asked and self.ranks.world > 1:
+        loss, asked = self.ranks.all_reduce(torch.stack([loss, asked])).tolist()
+        if asked and self.ranks.world_size > 1:
             self.interrupts.received = self.interrupts.received or signal.SIGTERM
             self.interrupts.check()
         return loss
@@ -325,7 +312,7 @@ class Trainer:
             return
         self._keep_best(line["CIDEr"])
         files.write_text(self.args.checkpoint.parent / "losses.txt", "".join(map(loss_line, self.history)))
-        self.ranks.say(f"{loss_line(line).strip()}, CIDEr={line['CIDEr']:.4f}")
+        self.ranks.print_main(f"{loss_line(line).strip()}, CIDEr={line['CIDEr']:.4f}")
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Loss, captions and CIDEr of the validation split; the captions are written by clip id."""
@@ -367,7 +354,7 @@ class Trainer:
     def evaluate(self) -> None:
         """--eval-only: validate the checkpoint without touching it."""
         line = {"epoch": self.epoch, **self._validate(self.epoch)}
-        self.ranks.say(f"epoch {line['epoch']}: val_loss={line['val_loss']:.4f}, CIDEr={line['CIDEr']:.4f}")
+        self.ranks.print_main(f"epoch {line['epoch']}: val_loss={line['val_loss']:.4f}, CIDEr={line['CIDEr']:.4f}")
 
     def write_results(self) -> None:
         """The curves and the page."""
@@ -389,7 +376,18 @@ class Trainer:
             made_by=" at ".join(filter(None, provenance.made_by().values())),
             confused=result.get("ssv2", {}).get("confused"),
         )
-        self.ranks.say(f"curves: {self.args.results / 'losses.png'}, page: {page}")
+        self.ranks.print_main(f"curves: {self.args.results / 'losses.png'}, page: {page}")
+
+
+def rate_at(step: int, total: int, highest: float, schedule: str, warmup: float) -> float:
+    """The learning rate of an optimizer step (from 0) of `total`."""
+    rising = round(warmup * total)
+    if step < rising:
+        return highest * (step + 1) / rising
+    if schedule == "constant":
+        return highest
+    done = (step - rising) / max(1, total - rising)
+    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def loss_line(line: dict[str, Any]) -> str:

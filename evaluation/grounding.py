@@ -4,17 +4,16 @@ A captioner that has only learnt the language of a data set scores the same on a
 still frames only captions a clip played backwards as before.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import torch
 
 import dataset
 from evaluation.ssv2 import TemplateReader, template_key
 from qformer import VideoCaptioner
 from runtime import files
-from video.workers import ClipDecoder, Failure
+from video.workers import Decoded, Workers
 
 # SSv2's own templates whose time-reversed clip shows the other (both ways). A data set may bring its own list.
 OPPOSITES = [
@@ -66,26 +65,17 @@ def reversed_captions(
     check: Callable[[], None],
 ) -> dict[str, str]:
     """Captions of clips played backwards, by id; a video that cannot be decoded in `timeout` seconds is left out."""
-    encoder, captions, ids, clips = captioner.encoder, {}, [], []
 
-    def caption_batch() -> None:
-        texts = captioner.generate(captioner.encode(torch.stack(clips)), max_new_tokens, num_beams)
-        captions.update(zip(ids, texts, strict=True))
-        ids.clear()
-        clips.clear()
-
-    with ClipDecoder(list(videos.items()), encoder.transform, encoder.frames, timeout=timeout) as decoder:
-        for clip_id, frames in decoder:
+    def backwards(clips: Iterable[Decoded]) -> Iterator[Decoded]:
+        for clip in clips:
             check()
-            if isinstance(frames, Failure):
-                continue
-            ids.append(clip_id)
-            clips.append(frames.flip(0).clone())  # (T, 3, S, S), last frame first
-            if len(clips) == batch_size:
-                caption_batch()
-    if clips:
-        caption_batch()
-    return captions
+            yield clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0))  # (T, 3, S, S)
+
+    encoder = captioner.encoder
+    with Workers(os.cpu_count() or 1, timeout) as workers:
+        clips = workers.read_clips(videos.items(), encoder.transform, encoder.frames)
+        captioned = captioner.caption_decoded(backwards(clips), batch_size, max_new_tokens, num_beams)
+        return {clip.key: caption for clip, caption in captioned if caption is not None}
 
 
 def flips(

@@ -1,12 +1,15 @@
 """All scores of a split's captions together, as evaluation.json holds them and as the table shows them."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import dataset
-from evaluation import grounding, java
+from evaluation import coco, grounding
 from evaluation import ngrams as metrics
-from evaluation.ssv2 import TemplateReader
+from evaluation.bootstrap import bootstrap
+from evaluation.ssv2 import TemplateReader, ssv2_scores
+from runtime.files import UserError
 
 
 class Scorer:
@@ -17,7 +20,7 @@ class Scorer:
     """
 
     def __init__(
-        self, records: list[dataset.Record], layout: dataset.Layout, timeout: float = java.TIMEOUT, seed: int = 0
+        self, records: list[dataset.Record], layout: dataset.Layout, timeout: float = coco.TIMEOUT, seed: int = 0
     ) -> None:
         self.records, self.timeout, self.seed = records, timeout, seed
         self.references = {record["id"]: record["label"] for record in records}
@@ -40,7 +43,7 @@ class Scorer:
         per_clip = {}
         if self.reader is not None:
             by_id = {record["id"]: record for record in self.records}
-            ssv2 = metrics.ssv2_scores(predictions, by_id, self.reader, seed=self.seed)
+            ssv2 = ssv2_scores(predictions, by_id, self.reader, seed=self.seed)
             per_clip = ssv2.pop("per_clip")
             result["ssv2"] = ssv2
         result["predictions"] = [
@@ -69,7 +72,7 @@ class Scorer:
 
     def _mean(self, found: dict[str, Any], name: str, values: list[float]) -> None:
         found[name] = math.fsum(values) / len(values)
-        found["intervals"][name] = list(metrics.bootstrap(values, seed=self.seed))
+        found["intervals"][name] = list(bootstrap(values, seed=self.seed))
 
     def grounding(
         self,
@@ -155,3 +158,22 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
                 note = few if key in OF_REVERSED else None
                 rows.append(row(group, said, scores[key], scores.get("intervals", {}).get(key), note))
     return rows
+
+
+def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str, dict[str, str | None]]:
+    """How captions relate to their references, for a page's colours: template and outcome by id.
+
+    captions: a caption and its references by clip id; data: the dataset's folder. Nothing without labels.json.
+    """
+    if not captions:
+        return {}
+    try:
+        reader = TemplateReader(dataset.read_templates(data))
+    except UserError:  # the captions are as good, and have no colour
+        return {}
+    records = {
+        key: {"label": references, "template": reader.read(references[0]).template}
+        for key, (_, references) in captions.items()
+    }
+    found = ssv2_scores({key: caption for key, (caption, _) in captions.items()}, records, reader)["per_clip"]
+    return {key: {"template": records[key]["template"], "outcome": clip["outcome"]} for key, clip in found.items()}

@@ -10,59 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import dataset
-from dataset import Layout, Record
+from dataset import Layout, Record, feature_batches
 from evaluation import report
 from features import cache
-from features.loader import FeatureLoader
 from qformer import VideoCaptioner
 from runtime import files
-from runtime.distributed import Ranks
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
-
-
-def usable_records(layout: Layout, split: str, max_missing: float, ranks: Ranks) -> list[Record]:
-    """A split's records that have a caption and features; says how many are left out.
-
-    Raises: UserError as `dataset.read_ready` and `with_features`.
-    """
-    records = dataset.without_empty(dataset.read_ready(layout.data, split), layout.ready(split))
-    found, missing = with_features(records, layout, split, max_missing)
-    if missing:
-        ranks.say(f"{split}: {missing:,} clips have no features and are left out")
-    return found
-
-
-def with_features(records: list[Record], layout: Layout, split: str, max_missing: float) -> tuple[list[Record], int]:
-    """The records that have a feature file, and how many have none.
-
-    Raises: UserError where more than `max_missing` percent have none.
-    """
-    folder = layout.feature_folder(split)
-    there = {path.stem for path in folder.glob("*.pt")} if folder.is_dir() else set()
-    found = [record for record in records if record["id"] in there]
-    missing = len(records) - len(found)
-    if not found or missing > len(records) * max_missing / 100:
-        first = next(record["id"] for record in records if record["id"] not in there)
-        raise UserError(
-            f"{missing:,} of {len(records):,} {split} clips have no features in {folder} (the first is {first}); "
-            f"run preprocess_something_something_v2.py --data {layout.data} --splits {split}, or allow more with "
-            "--max-missing"
-        )
-    return found, missing
-
-
-def check_features(config: dict, layout: Layout, path: Path) -> None:
-    """Raises: UserError where the cache was not made by what made the features that the checkpoint learnt from."""
-    made, there = config["features"], cache.read_config(layout.features)
-    if made is None or there is None or config.get("published"):
-        return
-    differences = cache.CacheConfig.from_dict(made).differences(there)
-    if differences:
-        raise UserError(
-            f"{path} was trained on other features than those in {layout.features} ({'; '.join(differences)}); "
-            "preprocess with the same encoder and flags, or use the checkpoint that belongs to these features"
-        )
 
 
 class SplitReader:
@@ -74,20 +28,20 @@ class SplitReader:
         records: list[Record],
         folder: Path,
         batch_size: int,
-        ranks: Ranks,
+        ranks: DistributedContext,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.captioner, self.folder, self.records, self.ranks, self.check = captioner, folder, records, ranks, check
-        mine = ranks.share(records)
+        mine = ranks.shard(records)
         self.parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     def batches(self, said: str, moved: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
         """Records and their features (B, N, D); `moved` gives a clip another's features (by id)."""
         sources = [[(moved or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
-        loader = FeatureLoader(self.folder, sources, ahead=2, pin=self.captioner.device.type == "cuda")
+        loader = feature_batches(self.folder, sources, pin=self.captioner.device.type == "cuda")
         clips = sum(map(len, self.parts))
         with tqdm(total=clips, desc=said, unit="clip", disable=not self.ranks.is_main, leave=False) as bar:
-            for part, (_, packed) in zip(self.parts, loader, strict=True):
+            for part, packed in zip(self.parts, loader, strict=True):
                 self.check()
                 yield part, unpack_for(self.captioner, packed, self.folder)
                 bar.update(len(part))
@@ -128,7 +82,7 @@ def unpack_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) ->
             "this checkpoint belongs to another encoder's features"
         )
     on_gpu = captioner.device.type == "cuda"
-    return cache.unpack(packed, captioner.device, torch.bfloat16 if on_gpu else torch.float32)
+    return cache.dequantize(packed, captioner.device, torch.bfloat16 if on_gpu else torch.float32)
 
 
 def shuffled(records: list[Record], seed: int) -> dict[str, str]:

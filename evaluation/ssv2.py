@@ -1,4 +1,4 @@
-"""Reading a caption as one of Something-Something V2's 174 action templates with its placeholders filled.
+"""Something-Something V2's own scores: captions read as its 174 action templates with their placeholders filled.
 
 "Putting [something] on a surface" fits "putting a cup on a surface" with ["a cup"]. Often several templates fit
 ("Putting [something] on [something]"); the most specific one is taken: the one with the most words of its own.
@@ -7,9 +7,15 @@ Goyal et al. 2017, https://arxiv.org/abs/1706.04261 , made the dataset by fillin
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evaluation.bootstrap import SAMPLES, interval, resampled_sums
+from runtime.files import UserError
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
@@ -29,6 +35,7 @@ NUMBERS = (
 )
 NUMBER_WORDS = frozenset(NUMBERS.split())
 ARTICLES = frozenset({"a", "an", "the"})
+CONFUSIONS = 20  # pairs of templates that are listed
 
 
 class Reading(NamedTuple):
@@ -58,22 +65,19 @@ def template_key(template: str) -> str:
 
 
 class _Caption:
-    """A caption's words, where they are in its text, and after which of them a comma stands."""
+    """A caption's words, where they are in its text, and before which of them a comma stands."""
 
     def __init__(self, text: str):
         self.text = unicodedata.normalize("NFKC", text)
         found = list(WORD.finditer(self.text))
         self.words = [_plain(match.group()) for match in found]
         self.known = frozenset(self.words)
-        self.starts = [match.start() for match in found]
-        self.ends = [match.end() for match in found]
-        # comma[i]: a comma between word i - 1 and word i
-        self.comma = [False] + [
-            COMMA in self.text[end:start] for end, start in zip(self.ends, self.starts[1:], strict=False)
-        ]
+        self.spans = [match.span() for match in found]
+        ends = [0, *(end for _, end in self.spans)]
+        self.comma = [i > 0 and COMMA in self.text[ends[i] : start] for i, (start, _) in enumerate(self.spans)]
 
     def span(self, start: int, end: int) -> str:
-        return self.text[self.starts[start] : self.ends[end - 1]]
+        return self.text[self.spans[start][0] : self.spans[end - 1][1]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class _Template:
     text: str
     literals: list[list[str]]
     counted: list[bool]  # placeholder i is "[number of]"
-    own: frozenset[str] = field(default_factory=frozenset)
+    own: frozenset[str]  # the words of all literals
 
     @classmethod
     def parse(cls, text: str) -> "_Template":
@@ -107,18 +111,17 @@ class _Template:
         Each literal is looked for once, left to right, at its first place after a word for the placeholder
         before it, so the time is linear in the caption; the first placeholders are thus the shortest that fit.
         """
-        said, literals = caption.words, self.literals
+        literals, (first, last) = self.literals, (self.literals[0], self.literals[-1])
         if not self.own <= caption.known:
             return None
-        first, last = literals[0], literals[-1]
         if len(literals) == 1:
-            return [] if said == first else None
-        stop = len(said) - len(last)
-        if said[: len(first)] != first or (last and said[max(stop, 0) :] != last):
+            return [] if caption.words == first else None
+        stop = len(caption.words) - len(last)
+        if caption.words[: len(first)] != first or (last and caption.words[max(stop, 0) :] != last):
             return None
         spans, at = [], len(first)
         for i, literal in enumerate(literals[1:-1]):
-            begin = at + (_number_length(said, at) if self.counted[i] else 1)
+            begin = at + (_number_length(caption.words, at) if self.counted[i] else 1)
             found = _find(caption, literal, begin, stop)
             if found is None:
                 return None
@@ -143,15 +146,16 @@ def _find(caption: _Caption, literal: list[str], begin: int, stop: int) -> int |
     return None
 
 
-def _number_length(said: Sequence[str], at: int) -> int:
-    """How many words from `at` on say a number ("two", "a few", "a couple of"); 1 where none does."""
-    end = at + (said[at : at + 1] != [] and said[at] in ARTICLES)
-    begin = end
-    while end < len(said) and (said[end] in NUMBER_WORDS or said[end].isdecimal()):
+def _is_number(word: str) -> bool:
+    return word in NUMBER_WORDS or word.isdecimal()
+
+
+def _number_length(caption: Sequence[str], at: int) -> int:
+    """How many words from `at` on are a number ("two", "a few", "a couple of"); 1 where none is."""
+    begin = end = at + (caption[at : at + 1] != [] and caption[at] in ARTICLES)
+    while end < len(caption) and _is_number(caption[end]):
         end += 1
-    if end == begin:
-        return 1
-    return end - at + (said[end : end + 1] == ["of"])
+    return end - at + (caption[end : end + 1] == ["of"]) if end > begin else 1
 
 
 class TemplateReader:
@@ -187,19 +191,19 @@ class TemplateReader:
 
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
-        said = _Caption(caption)
-        if not said.words:
+        parsed = _Caption(caption)
+        if not parsed.words:
             return Reading(None, [])
-        whole, wanted = " ".join(said.words), template_key(expected or "")
+        whole, wanted = " ".join(parsed.words), template_key(expected or "")
         best: tuple | None = None
-        for key, template in (*self._by_first_word.get(said.words[0], ()), *self._by_first_word.get("", ())):
-            spans = template.fit(said)
+        for key, template in (*self._by_first_word.get(parsed.words[0], ()), *self._by_first_word.get("", ())):
+            spans = template.fit(parsed)
             if spans is None:
                 continue
             rank = (
                 key != whole,
                 -sum(map(len, template.literals)),
-                -_number_rank(template, said, spans),
+                -_number_rank(template, parsed, spans),
                 not template.literals[-1],
                 [end - start for start, end in spans],
                 key != wanted,
@@ -209,26 +213,26 @@ class TemplateReader:
                 best = (rank, template, spans)
         if best is None:
             return Reading(None, [])
-        return Reading(best[1].text, [said.span(start, end) for start, end in best[2]])
+        return Reading(best[1].text, [parsed.span(start, end) for start, end in best[2]])
 
 
-def _number_rank(template: _Template, said: _Caption, spans: list[tuple[int, int]]) -> int:
+def _number_rank(template: _Template, caption: _Caption, spans: list[tuple[int, int]]) -> int:
     ranks = [
-        1 if any(word in NUMBER_WORDS or word.isdecimal() for word in said.words[start:end]) else -1
+        1 if any(map(_is_number, caption.words[start:end])) else -1
         for (start, end), counted in zip(spans, template.counted, strict=True)
         if counted
     ]
     return min(ranks, default=0)
 
 
-def objects_found(wanted: Sequence[str], said: Sequence[str]) -> tuple[int, int]:
-    """How many of the placeholders `wanted` are among the words of the placeholders `said`: (found, of how many).
+def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int]:
+    """How many of the placeholders `wanted` are among the words of the placeholders `given`: (found, of how many).
 
     A placeholder of several words is found only as all of them in a row; "a", "an" and "the" before it do not
     matter, nor which placeholder it stands in. A word that has been found is not found again. Placeholders
     without any word do not count.
     """
-    pools = [words(text) for text in said]
+    pools = [words(text) for text in given]
     names = [_without_article(words(text)) for text in wanted]
     names = sorted((name for name in names if name), key=len, reverse=True)  # "red cup" before "cup" takes its word
     return sum(_take(name, pools) for name in names), len(names)
@@ -246,3 +250,89 @@ def _take(name: list[str], pools: list[list[str]]) -> bool:
                 pool[i : i + len(name)] = [""] * len(name)
                 return True
     return False
+
+
+def ssv2_scores(
+    predictions: Mapping[str, str],
+    records: Mapping[str, Mapping[str, Any]],
+    reader: TemplateReader,
+    seed: int = 0,
+    samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
+
+    A clip's record has "label" (a text or a list), "template" and "placeholders" (or None).
+    - exact_match: the words are those of a reference (case, punctuation and spacing aside);
+    - template_accuracy: the caption, read as a template (TemplateReader), is the clip's; an exact match is right
+      by definition, since some labels' texts fit another template better than their own;
+    - no_template: captions that fit none of the templates;
+    - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
+      in the whole caption where no template fits (`objects_found`).
+    All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
+    "per_template" the same by template, "confused" the most frequent [true, read template or None, count].
+    Raises: UserError where there are no clips, or a prediction's clip has no record.
+    """
+    if not predictions:
+        raise UserError("no clips to score: there are no predictions")
+    if missing := [key for key in predictions if key not in records]:
+        raise UserError(f"{len(missing)} predictions have no annotation, the first is {missing[0]!r}")
+    # Templates are shown as the annotations write them: labels.json may have the same without brackets.
+    shown = {template_key(r["template"]): r["template"] for r in records.values() if r.get("template")}
+    per_clip, rows, groups, confused = {}, [], defaultdict(list), Counter()
+    for key, caption in predictions.items():
+        clip, row, true = _score_clip(caption, records[key], reader, shown)
+        per_clip[key] = clip
+        if true:
+            groups[true].append(len(rows))
+            if not clip["template"]:
+                confused[true, clip["read_template"]] += 1
+        rows.append(row)
+    table = np.array(rows, dtype=np.float64)
+    scores = _fractions(table, seed, samples)
+    pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
+    return {
+        **scores,
+        "per_template": {true: _fractions(table[groups[true]], seed, samples) for true in sorted(groups)},
+        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS]],
+        "per_clip": per_clip,
+    }
+
+
+def _score_clip(
+    caption: str, record: Mapping[str, Any], reader: TemplateReader, shown: Mapping[str, str]
+) -> tuple[dict[str, Any], list[float], str | None]:
+    """One clip's scores, its row of counts for `_fractions`, and its true template as it is shown."""
+    labels = record.get("label") or []
+    labels = [labels] if isinstance(labels, str) else labels
+    wanted = record.get("placeholders")
+    true = record.get("template") or None
+    true = shown[template_key(true)] if true else None
+    exact = any(
+        caption.strip() == label.strip() or (words(label) and words(caption) == words(label)) for label in labels
+    )
+    reading = reader.read(caption, expected=true)
+    read = shown.get(template_key(reading.template), reading.template) if reading.template else None
+    right = true is not None and (exact or read == true)
+    found, count = objects_found(wanted, reading.placeholders or [caption]) if wanted else (0, 0)
+    found = count if exact else found
+    clip = {
+        "exact": bool(exact),
+        "template": right if true else None,
+        "objects": found / count if count else None,
+        "read_template": true if right else read,
+        "outcome": "exact" if exact else "template" if right else "wrong" if true else None,
+    }
+    return clip, [1.0, exact, true is not None, right, reading.template is None and not exact, found, count], true
+
+
+def _fractions(table: np.ndarray, seed: int, samples: int) -> dict[str, Any]:
+    """Fractions and their intervals from rows [1, exact, has a template, template right, fits none, found, objects]."""
+    sums, resampled = table.sum(0), resampled_sums(table, seed, samples)
+    parts = {"exact_match": (1, 0), "template_accuracy": (3, 2), "no_template": (4, 0), "object_accuracy": (5, 6)}
+    scores: dict[str, Any] = {"clips": len(table)}
+    intervals = {}
+    for name, (top, bottom) in parts.items():
+        scores[name] = float(sums[top] / sums[bottom]) if sums[bottom] else None
+        usable = resampled[resampled[:, bottom] > 0]  # a resample may by chance hold no clip with objects
+        intervals[name] = interval(usable[:, top] / usable[:, bottom]) if sums[bottom] else None
+    return {**scores, "intervals": intervals}

@@ -1,4 +1,4 @@
-"""The feature cache: one small file a clip (feature_loader.py reads them back in batches).
+"""The feature cache: one small file a clip (dataset.py reads them back in batches).
 
 A clip's patch tokens (N, D) are kept as float16, bfloat16, or int8 with one scale a token, after an optional
 mean over pool x pool patches of one time step. `features/config.json` says what made the cache, so that features
@@ -63,13 +63,16 @@ class CacheConfig:
             raise UserError("the description of the features (config.json) is damaged; make the cache again")
         return config
 
-    def differences(self, other: "CacheConfig") -> list[str]:
-        """The fields in which two caches differ, as "dim 32, not 64"; the same weights may have two names."""
-        skip = {"encoder"} if self.weights and self.weights == other.weights else set()
-        if not (self.weights and other.weights):
-            skip.add("weights")
+    def differences(self, other: "CacheConfig") -> str:
+        """The fields in which two caches differ, as "dim 32, not 64; pool 1, not 2"; "" where they do not.
+
+        The same weights may have two names.
+        """
+        known = bool(self.weights and other.weights)
+        skip = {"encoder"} if known and self.weights == other.weights else set() if known else {"weights"}
         mine, theirs = asdict(self), asdict(other)
-        return [f"{key} {mine[key]}, not {theirs[key]}" for key in mine if key not in skip and mine[key] != theirs[key]]
+        both = [(key, mine[key], theirs[key]) for key in mine if key not in skip]
+        return "; ".join(f"{key} {ours}, not {other}" for key, ours, other in both if ours != other)
 
 
 def read_config(features: Path | str) -> CacheConfig | None:
@@ -89,22 +92,18 @@ def check_config(features: Path | str, config: CacheConfig) -> bool:
 
     Raises: UserError where another configuration, or an unknown one, made what is in the folder.
     """
-    features = Path(features)
-    there = read_config(features)
-    if there is None:
-        unknown = next(features.glob("*/*.pt"), None)
-        if unknown is not None:
-            raise UserError(
-                f"nothing says what made {unknown}: there is no {features / 'config.json'}; move the old features "
-                "away, or give another --data"
-            )
-        return False
-    if differences := there.differences(config):
+    found = read_config(features)
+    if found is None and (unknown := next(Path(features).glob("*/*.pt"), None)) is not None:
         raise UserError(
-            f"{features} holds features of another kind ({'; '.join(differences)}); preprocess with the same encoder "
-            "and flags as before, or move the old features away"
+            f"nothing says what made {unknown}: there is no {Path(features) / 'config.json'}; move the old features "
+            "away, or give another --data"
         )
-    return True
+    if found is not None and (differences := found.differences(config)):
+        raise UserError(
+            f"{features} holds features of another kind ({differences}); preprocess with the same encoder and flags "
+            "as before, or move the old features away"
+        )
+    return found is not None
 
 
 def claim_config(features: Path | str, config: CacheConfig) -> None:
@@ -112,6 +111,23 @@ def claim_config(features: Path | str, config: CacheConfig) -> None:
     if not check_config(features, config):
         files.write_json(Path(features) / "config.json", config.to_dict())
         check_config(features, config)  # two runs may have started at once: the last one to write is right
+
+
+def check_same_features(
+    made: Mapping[str, Any] | None, features: Path | str, checkpoint_path: Path | str, published: bool = False
+) -> None:
+    """Compare the features that a checkpoint learnt from (`made`, of its config; None: unknown) with a folder's.
+
+    A `published` checkpoint does not say what made its features. Raises: UserError where they are of another kind.
+    """
+    found = read_config(features)
+    if made is None or found is None or published:
+        return
+    if differences := CacheConfig.from_dict(made).differences(found):
+        raise UserError(
+            f"{checkpoint_path} was trained on other features than those in {features} ({differences}); preprocess "
+            "with the same encoder and flags, or use the checkpoint that belongs to these features"
+        )
 
 
 class Packed(NamedTuple):
@@ -128,8 +144,8 @@ def check_pool(grid: Grid, pool: int) -> None:
         raise UserError(f"--pool {pool} does not divide the {height} x {width} patches of this encoder; use --pool 1")
 
 
-def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) -> Packed:
-    """Pool and store features (N, D) or (B, N, D) as `dtype`; `grid` (T', H', W') is needed where pool > 1.
+def quantize(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) -> Packed:
+    """Pool features (N, D) or (B, N, D), and round them to `dtype`; `grid` (T', H', W') is needed where pool > 1.
 
     int8: x = round(x / s), s = max|x| / 127 over the token, s rounded to float16 before it divides, so that
     what is stored and what is multiplied back are one number. NaN and Inf stay so (`save` refuses them): looking for
@@ -137,9 +153,8 @@ def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) 
     """
     if pool > 1:
         steps, height, width = grid
-        lead, dim = features.shape[:-2], features.shape[-1]
         features = features.unflatten(-2, (steps, height // pool, pool, width // pool, pool))
-        features = features.float().mean(dim=(-4, -2)).reshape(*lead, -1, dim)  # (..., N, D)
+        features = features.float().mean(dim=(-4, -2)).flatten(-4, -2)  # (..., N, D)
     if dtype != "int8":
         return Packed(features.to(DTYPES[dtype]))
     features = features.float()
@@ -149,7 +164,7 @@ def pack(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) 
     return Packed((features / divisor).round().clamp(-127, 127).to(torch.int8), scales)
 
 
-def unpack(packed: Packed, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(packed: Packed, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """(B, N, D) in `dtype` on `device`; what crosses to the device is the small stored form."""
     values = packed.values.to(device, non_blocking=True).to(dtype)
     if packed.scales is not None:
@@ -162,28 +177,19 @@ def save(path: Path | str, packed: Packed) -> None:
 
     Raises: ValueError, and writes nothing, where features are NaN, Inf, or were too large for what they are kept as.
     """
-    packed = Packed(*(None if tensor is None else tensor.detach().cpu() for tensor in packed))
-    if not all_finite(packed):
-        raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
-    files.save_tensors(path, _as_stored(packed))
-
-
-def _as_stored(packed: Packed) -> Tensor | dict[str, Tensor]:
     # clone: a slice of a batch would take the whole batch's storage into the file
-    values = packed.values.clone()
-    return values if packed.scales is None else {"values": values, "scales": packed.scales.clone()}
-
-
-def bytes_per_clip(config: CacheConfig) -> int:
-    """The size of one clip's file."""
-    return _file_size(config.dtype, config.tokens, config.dim)
+    packed = Packed(*(None if tensor is None else tensor.detach().cpu().clone() for tensor in packed))
+    if not _is_finite(packed):
+        raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
+    files.save_tensors(path, packed.values if packed.scales is None else packed._asdict())
 
 
 @lru_cache
-def _file_size(dtype: str, tokens: int, dim: int) -> int:
-    scales = torch.zeros(tokens, 1, dtype=torch.float16) if dtype == "int8" else None
+def bytes_per_clip(config: CacheConfig) -> int:
+    """The size of one clip's file."""
+    packed = quantize(torch.zeros(config.tokens, config.dim), config.dtype)
     file = io.BytesIO()
-    torch.save(_as_stored(Packed(torch.zeros(tokens, dim, dtype=DTYPES[dtype]), scales)), file)
+    torch.save(packed.values if packed.scales is None else packed._asdict(), file)
     return file.tell()
 
 
@@ -195,15 +201,10 @@ def is_cached(path: Path | str, config: CacheConfig) -> bool:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 22))
-            end = file.read(22)
+            end = file.read(22)  # the record that ends a zip archive
             return abs(file.tell() - bytes_per_clip(config)) < 4096 and end.startswith(b"PK\x05\x06")
     except OSError:
         return False
-
-
-def clips_that_fit(free: int, config: CacheConfig) -> int:
-    """How many clips' files `free` bytes hold, counted in whole disk blocks of 4 kB."""
-    return free // (math.ceil(bytes_per_clip(config) / 4096) * 4096)
 
 
 def load(path: Path | str) -> Packed:
@@ -214,45 +215,26 @@ def load(path: Path | str) -> Packed:
     if not Path(path).exists():  # who asks for it has seen it in the folder
         raise files.Vanished(f"features: there is no file {path} any more; preprocess that clip again")
     stored = files.load_tensors(path, "features", mmap=True)
-    if isinstance(stored, dict) and set(stored) == {"values", "scales"}:
-        packed = Packed(stored["values"], stored["scales"])
-        kinds, shapes = {torch.int8}, _is_plain(packed.scales, {torch.float16}) and packed.scales.ndim == 2
-    else:
-        packed = Packed(stored)
-        kinds, shapes = {torch.float16, torch.bfloat16, torch.float32}, True
-        if isinstance(stored, Tensor) and stored.ndim == 3 and stored.shape[0] == 1:
-            packed = Packed(stored[0])
-    shapes = shapes and _is_plain(packed.values, kinds) and packed.values.ndim == 2 and packed.values.numel() > 0
-    if not shapes or (packed.scales is not None and packed.scales.shape != (len(packed.values), 1)):
+    values, scales = (stored.get("values"), stored.get("scales")) if isinstance(stored, dict) else (stored, None)
+    if isinstance(values, Tensor) and values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if not _is_clip(values, scales):
         raise UserError(f"features: {path} does not hold one clip's features (N, D); preprocess it again")
-    check_finite(path, packed)
+    packed = Packed(values.detach(), scales)
+    if not _is_finite(packed):
+        raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
     return packed
 
 
-def _is_plain(tensor: Any, dtypes: set[torch.dtype]) -> bool:
-    """A dense tensor with all its bytes in the file (one stored with strides of 0 could claim any size)."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and tensor.dtype in dtypes
-        and tensor.is_contiguous()
-    )
+def _is_clip(values: Any, scales: Any) -> bool:
+    """Whether these are the parts of one clip: dense, of a dtype that the cache knows, and of shapes that fit."""
+    if not isinstance(values, Tensor) or values.layout != torch.strided or values.ndim != 2 or values.numel() == 0:
+        return False
+    if values.dtype != torch.int8:
+        return scales is None and values.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return isinstance(scales, Tensor) and scales.dtype == torch.float16 and scales.shape == (len(values), 1)
 
 
-def check_finite(path: Path | str, packed: Packed) -> None:
-    """Raises: UserError where the features hold NaN or Inf."""
-    if not all_finite(packed):
-        raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
-
-
-def all_finite(packed: Packed) -> bool:
-    """By integer comparison, 50 times faster than torch.isfinite in float16.
-
-    A float is NaN or Inf when all bits of its exponent are set: when its bits without the sign are at least `infinity`.
-    """
-    floats = packed.values if packed.scales is None else packed.scales
-    infinity = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}[floats.dtype]
-    bits = floats.view(torch.int32 if floats.dtype == torch.float32 else torch.int16).numpy()
-    sign_bit = 1 << (8 * bits.itemsize - 1)
-    return bool(bits.max() < infinity and bits.view(f"u{bits.itemsize}").max() < infinity + sign_bit)
+def _is_finite(packed: Packed) -> bool:
+    """Whether there is no NaN or Inf. The extremes tell, NaN too: 15 times faster than torch.isfinite(all of them)."""
+    return all(map(math.isfinite, torch.aminmax(packed.values if packed.scales is None else packed.scales)))

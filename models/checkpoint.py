@@ -61,12 +61,12 @@ def _error(path: Path | str, reason: str) -> UserError:
 
 def write(path: Path, saved: Checkpoint) -> None:
     """Write a checkpoint file, whole or not at all."""
-    losses = [line["train_loss"] for line in saved.progress.get("history", [])]
+    history = saved.progress.get("history")
     content = {
         "epoch": saved.epoch,
         "model_state_dict": {PREFIX + name: tensor for name, tensor in saved.weights.items()},
         "optimizer_state_dict": saved.optimizer,
-        "train_loss": losses[-1] if losses else None,
+        "train_loss": history[-1]["train_loss"] if history else None,
         "config": saved.config,
         "progress": saved.progress,
     }
@@ -163,19 +163,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         saved = [index for group in state["param_groups"] for index in group["params"]]
-        averages = [
-            (entry[name], parameters[index])
-            for index, entry in state["state"].items()
-            for name in ("exp_avg", "exp_avg_sq")
-        ]
-        fits = saved == list(range(len(parameters))) and all(
-            average.shape == parameter.shape and average.isfinite().all() for average, parameter in averages
-        )
+        entries = [(entry, parameters[index]) for index, entry in state["state"].items()]
+        pairs = [(entry[name], parameter) for entry, parameter in entries for name in ("exp_avg", "exp_avg_sq")]
+        fits = all(average.shape == parameter.shape and average.isfinite().all() for average, parameter in pairs)
     except (TypeError, KeyError, IndexError, AttributeError):  # it is no optimizer's state
-        fits = False
-    if fits:
-        optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return fits
+        return False
+    if not fits or saved != list(range(len(parameters))):
+        return False
+    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return True
 
 
 def resolve(name: str, path: Path | str, flag: str = "--llm") -> str:

@@ -49,48 +49,36 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     return lm, tokenizer
 
 
-class _Always:
-    """Makes generate() go on with one token, whatever the model predicts."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self.token] = 0
-        return forced
-
-
 @torch.no_grad()
 def why_it_cannot_caption(lm: nn.Module) -> str | None:
     """Try to write two tokens behind embeddings; None where the model can, as a decoder-only one should.
 
-    Two rows of four embeddings, of which only the last differs. Three passes over the weights, a second or two for
+    Two rows of four embeddings, of which only the last differs: three passes over the weights, a second or two for
     1.5 B parameters on a CPU.
     """
-    embedding = lm.get_input_embeddings()
-    ramp = torch.linspace(-1, 1, embedding.embedding_dim, device=embedding.weight.device, dtype=embedding.weight.dtype)
+
+    def always_the_first_token(_ids: Tensor, scores: Tensor) -> Tensor:
+        return F.one_hot(torch.zeros_like(scores[:, 0], dtype=torch.long), scores.shape[1]).to(scores)
+
+    weight = lm.get_input_embeddings().weight
+    ramp = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
     inputs = ramp.expand(2, 4, -1).clone()  # (2, 4, C)
     inputs[1, -1] = ramp.flip(0)
-    mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
-    settings = GenerationConfig(**settings, output_logits=True, return_dict_in_generate=True)
+    arguments = {"attention_mask": torch.ones_like(inputs[..., 0], dtype=torch.long), "pad_token_id": 0}
+    arguments |= {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     kept, lm.generation_config = lm.generation_config, GenerationConfig()
-    name = type(lm).__name__
     try:
-        written = lm.generate(
-            inputs_embeds=inputs, attention_mask=mask, generation_config=settings, logits_processor=[_Always(0)]
-        ).logits
+        written = lm.generate(inputs_embeds=inputs, logits_processor=[always_the_first_token], **arguments).logits
         read = lm(inputs_embeds=inputs).logits.float()  # (2, 4, V)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError):  # each model has its own way
-        return f"{name} does not generate from embeddings"
+        return f"{type(lm).__name__} does not generate from embeddings"
     finally:
         lm.generation_config = kept
     before, last = (read[0] - read[1]).abs().amax(dim=-1).tensor_split([3])
     if last == 0 or torch.equal(*written[1]):
-        return f"{name} writes the same whatever embeddings it is given"
+        return f"{type(lm).__name__} writes the same whatever embeddings it is given"
     if before.max() > 0.01 * last:
-        return f"{name} is no decoder: it reads what follows a word as well as what precedes it"
+        return f"{type(lm).__name__} is no decoder: it reads what follows a word as well as what precedes it"
     return None
 
 

@@ -15,39 +15,27 @@ from torch import nn
 
 from runtime.files import UserError
 
-# What transformers, json and safetensors raise where a folder is damaged or holds something else. tokenizers raises
-# bare Exceptions.
-DAMAGE = (
-    OSError,  # no such file, no such name on the hub, or no network
-    ValueError,  # not JSON, not UTF-8, a model that transformers does not know, code that would have to be run
-    RuntimeError,  # weights of other shapes
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-)
+# What transformers, json, safetensors and huggingface_hub were seen to raise where a folder is damaged or of another
+# kind, or a hub does not answer. tokenizers raises bare Exceptions.
+DAMAGE = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+DAMAGE += (ImportError, SafetensorError, StrictDataclassError)
 
 
 def find(name: str, near: Path | None = None) -> str:
-    """A local folder's path, as named or from the folder that the checkpoint `near` is in; else the name itself."""
-    folder = Path(name).expanduser()
-    beside = near if near is None or near.is_dir() else near.parent
-    candidates = [folder] if beside is None else [folder, beside / folder]
-    return next((str(candidate) for candidate in candidates if name and candidate.is_dir()), name)
+    """A local folder, as named or relative to the folder of the checkpoint `near`; the name itself where none is."""
+    folders = [Path(name).expanduser()]
+    if near is not None:
+        folders.append((near if near.is_dir() else near.parent) / folders[0])
+    return next((str(folder) for folder in folders if name and folder.is_dir()), name)
 
 
 def check_name(name: str, flag: str) -> str:
-    """The name of a model that can be loaded: a local folder's, or one that a hub may have.
+    """The name, of a local folder or one that a hub may have.
 
     Raises: UserError where it can only be a local folder's, and there is none: no hub is asked.
     """
-    path = Path(name)
-    local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or ":" in name or name.endswith("/")
-    if not path.is_dir() and (local or name.count("/") > 1 or path.exists()):
+    local = Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
+    if not Path(name).is_dir() and (local or "\\" in name or ":" in name or Path(name).exists()):
         raise UserError(f"{name} does not load: there is no such folder; say with {flag} where the model is")
     return name
 

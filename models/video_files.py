@@ -12,14 +12,10 @@ from torch import Tensor
 
 from features import cache
 
-# Decoders and V-JEPA 2 are imported where a video is: training needs neither.
-
 
 class CaptionsFiles:
-    """The part of `VideoCaptioner` that reads videos."""
+    """The part of `VideoCaptioner` that reads videos; decoders and V-JEPA 2 are imported here, training needs none."""
 
-    config: dict[str, Any]
-    device: torch.device
     _encoder: Any = None
 
     @property
@@ -36,8 +32,8 @@ class CaptionsFiles:
         """Frames to features as training saw them, cache precision included: uint8 (B, T, 3, S, S) -> (B, N, D)."""
         made = cache.CacheConfig.from_dict(self.config["features"])
         tokens = self.encoder.encode(clips)  # (B, N, D)
-        packed = [cache.pack(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
-        return torch.cat([cache.unpack(clip, self.device) for clip in packed])
+        packed = [cache.quantize(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
+        return torch.cat([cache.dequantize(clip, self.device) for clip in packed])
 
     def caption_decoded(
         self, decoded: Iterable[Any], batch_size: int = 8, max_new_tokens: int = 50, num_beams: int = 1
@@ -47,8 +43,8 @@ class CaptionsFiles:
 
         for batch in batches(decoded, batch_size):
             frames = [clip.frames for clip in batch if clip.frames is not None]
-            texts = self.generate(self.encode(torch.stack(frames)), max_new_tokens, num_beams) if frames else []
-            captions = iter(texts)
+            features = self.encode(torch.stack(frames)) if frames else None
+            captions = iter(() if features is None else self.generate(features, max_new_tokens, num_beams))
             yield from [(clip, None if clip.frames is None else next(captions)) for clip in batch]
 
     def caption(
@@ -76,11 +72,10 @@ class CaptionsFiles:
         look = (self.encoder.transform, self.encoder.frames)
         found: list[list[Any]] = [[] for _ in paths]
         with Workers(workers, timeout=60.0) as pool:
-            decoded = (
-                windows.read_windows(pool, paths, *look, window, stride or window)
-                if window
-                else pool.read_clips(paths, *look)
-            )
+            if window is None:
+                decoded = pool.read_clips(paths, *look)
+            else:
+                decoded = windows.read_windows(pool, paths, *look, window, stride or window)
             for clip, text in self.caption_decoded(decoded, batch_size, max_new_tokens, num_beams):
                 found[clip.key].append((clip._replace(frames=None), text))
         return [_of_one_file(parts, window is not None) for parts in found]

@@ -172,13 +172,13 @@ def _described_transform(name: str, config: Any) -> Transform:
     """Size, mean and std as the model's preprocessor file has them; the model's crop and ImageNet's else."""
     from transformers.utils import cached_file
 
+    causes = ("missing_entries", "gated_repo", "connection_errors")
+    optional = {f"_raise_exceptions_for_{cause}": False for cause in causes}
     described: dict[str, Any] = {}
-    optional = {f"_raise_exceptions_for_{cause}": False for cause in ("missing_entries", "gated_repo")}
-    optional["_raise_exceptions_for_connection_errors"] = False
-    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        if path := cached_file(name, file, **optional):
-            described |= files.read_json(path, "the encoder")
     try:
+        for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            if path := cached_file(name, file, **optional):
+                described.update(files.read_json(path, "the encoder"))
         crop = described.get("crop_size") or config.crop_size
         size = int(crop["height"] if isinstance(crop, dict) else crop)
         mean, std = (

@@ -68,6 +68,7 @@ def _number(kind: type, fits: Callable[[Any], bool], what: str) -> Callable[[str
     return number
 
 
+whole = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 count = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
 amount = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or more")
 positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")

@@ -158,3 +158,8 @@ def display_path(path: Path | str) -> str:
     if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()):
         path = Path(path).relative_to(Path.cwd())
     return os.fsencode(path).decode(errors="replace")  # a name on a disk may hold bytes that are no UTF-8
+
+
+def text_of(path: Path | str) -> str:
+    """A path as text: names on a disk may hold bytes that are no UTF-8."""
+    return os.fsencode(path).decode(errors="replace")

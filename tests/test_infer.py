@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
+from video.nursery import Nursery
 
 import infer
 from features.cache import CacheConfig
@@ -22,7 +23,6 @@ from runtime.files import UserError
 from tests.tiny import TEMPLATES, save_lm, tiny_qformer
 from video import paths as videos
 from video import windows as streaming
-from video.nursery import Nursery
 from video.reader import VideoError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}

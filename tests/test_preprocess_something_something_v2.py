@@ -102,8 +102,8 @@ def test_int8_and_pool_are_stored_as_asked_for(data, tiny):
     assert (config.dtype, config.pool, config.tokens, config.crop) == ("int8", 2, 8, True)
     encoder = VideoEncoder.from_config(config)
     features = encoder.encode(read_clip(video(data, "va0"), 4, encoder.transform)[None])
-    expected = cache.unpack(cache.pack(features, "int8", 2, encoder.grid))
-    assert torch.allclose(cache.unpack(packed), expected, atol=0.05)
+    expected = cache.dequantize(cache.quantize(features, "int8", 2, encoder.grid))
+    assert torch.allclose(cache.dequantize(packed), expected, atol=0.05)
     assert not (data / "features" / "train").exists()
 
 
@@ -271,7 +271,7 @@ def test_what_another_run_named_stays_while_it_is_true(data, tiny, monkeypatch):
     preprocess.write_failures({("train", "tr1"): "one", ("train", "tr0"): "two"}, splits, layout, config)
     preprocess.write_failures({("train", "tr2"): "three"}, splits, layout, config)
     assert [row["reason"] for row in failures(data)] == ["two", "one", "three"]
-    cache.save(data / "features" / "train" / "tr1.pt", cache.pack(torch.zeros(32, 24), "float16"))
+    cache.save(data / "features" / "train" / "tr1.pt", cache.quantize(torch.zeros(32, 24), "float16"))
     preprocess.write_failures({}, splits, layout, config)
     assert [row["id"] for row in failures(data)] == ["tr0", "tr2"]
 

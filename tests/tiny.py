@@ -137,7 +137,7 @@ def fill_cache(
     folder: Path, count: int, dtype: str = "float16", shape: tuple[int, int] = (16, 8)
 ) -> dict[str, cache.Packed]:
     """Features of clips "0", "1", ... in `folder`."""
-    clips = {str(i): cache.pack(tokens(*shape, seed=i), dtype) for i in range(count)}
+    clips = {str(i): cache.quantize(tokens(*shape, seed=i), dtype) for i in range(count)}
     for name, clip in clips.items():
         cache.save(folder / f"{name}.pt", clip)
     return clips

@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.files import UserError
 
 SUFFIXES = {".webm", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"}
+SUFFIXES |= {".ts", ".mts", ".m2ts", ".gif"}
 RESERVED = {"results", "index"}  # results.json and index.html are infer.py's own
 NAME_BYTES = 120  # file systems count bytes, up to 255; suffixes and a number follow
 
@@ -26,6 +27,8 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
             inside = list(_videos_in(path, folder))
             if not inside:
                 raise UserError(f"--video {path}: there is no video in this folder; name the files themselves")
+        elif re.match(r"[A-Za-z][\w+.-]+:/", str(path)) and not path.exists():
+            raise UserError(f"--video {path}: this is a URL: download the video first and give the file")
         else:
             what = "this is neither a file nor a folder" if path.exists() else "there is no such file or folder"
             raise UserError(f"--video {path}: {what}")
@@ -47,8 +50,8 @@ def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
                 yield video
 
 
-def copy_names(paths: Sequence[Path], folder: Path) -> list[str]:
-    """A file name for a copy of each video in `folder`, safe in a page's links and on any disk.
+def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
+    """A file name for each video, its copy and what is written for it: safe in a page's links and on any disk.
 
     What is written for a video is named by its stem (.webm, .json, .srt, .gif), so stems differ, whatever their case.
     A video that lies in `folder` already keeps its name, so that no copy is written over it.

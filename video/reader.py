@@ -1,12 +1,14 @@
-"""Videos to the frames that an encoder sees: sampled uniformly, decoded as FFmpeg does, resized to squares.
+"""Any video file to the frames that a player shows: sampled uniformly and resized to squares for the encoder.
 
-One sampler and one transform, used by preprocessing, by inference and to train the sample's encoder.
+One sampler and one transform, used by preprocessing, by inference and to train the sample's encoder. Whole clips of
+VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every window, by PyAV.
 
-Letters: T frames, H and W pixels as they are in the file, S pixels as the encoder sees them.
+Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N frames of a file.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,22 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video import container, webm
+from video.container import MAX_PIXELS, Index, VideoError, read_index
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as V-JEPA 2 was trained with
-MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
 RESIZED_AT_ONCE = 64 << 20  # bytes of decoded frames that wait to be resized
 
 
-class VideoError(Exception):
-    """A video that cannot be decoded; its text is the reason, without the file's name."""
-
-
 class VideoInfo(NamedTuple):
-    """What a video's index says."""
+    """A video as it is shown."""
 
     frames: int
     fps: float
-    duration: float  # seconds
+    duration: float  # seconds from the start of the file to the end of the last frame
     width: int
     height: int
 
@@ -76,137 +76,176 @@ def frame_indices(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, count).astype(np.int64)
 
 
-# ---- decoding ----
+def choose_frames(times: np.ndarray, spans: Sequence[tuple[float, float]], count: int) -> list[np.ndarray]:
+    """For each span [start, end) in seconds, `count` frames of it by the one sampler: indices into `times`, (count,).
+
+    A span between two frames shows the one before it.
+    """
+    chosen = []
+    for start, end in spans:
+        first, after = np.searchsorted(times, (start - container.EARLY, end - container.EARLY)).tolist()
+        if after <= first:
+            first = max(0, min(first, len(times)) - 1)
+            after = first + 1
+        chosen.append(first + frame_indices(after - first, count))
+    return chosen
+
+
+# ---- whole clips, windows, and what a file holds ----
 
 
 def read_frames(path: Path | str, count: int, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """`count` frames of a video, or of its window [start, end) in seconds: uint8 RGB (count, H, W, 3).
+    """`count` frames of a video, or of its span [start, end) in seconds: uint8 RGB (count, H, W, 3), as FFmpeg's.
 
-    Equal to FFmpeg's frames to the last bit. Raises: VideoError for anything that cannot be decoded.
+    Seconds count from the start of the file. Raises: VideoError for anything that cannot be decoded.
     """
-    unique, repeats = _sample(path, count, start, end)
-    try:
-        return np.stack(list(unique))[repeats]
-    except ValueError:
-        raise VideoError("its frames change size") from None
+    if start is None and end is None:
+        return _read_whole(path, count, None)[0]
+    span = (start or 0.0, np.inf if end is None else end)
+    (frames,) = read_spans(path, read_index(path), [span], count, None)
+    if frames is None:
+        raise VideoError("no frame of this part could be decoded")
+    return frames
 
 
-def read_clip(
-    path: Path | str, count: int, transform: Transform, start: float | None = None, end: float | None = None
-) -> Tensor:
-    """`read_frames` and `transform` in one, a few frames at a time: uint8 (count, 3, S, S), in bounded memory."""
-    unique, repeats = _sample(path, count, start, end)
-    squares, waiting = [], []
-    try:
-        for frame in unique:
-            waiting.append(frame)
-            if len(waiting) * frame.nbytes >= RESIZED_AT_ONCE:
-                squares.append(transform.apply(np.stack(waiting)))
-                waiting = []
-        if waiting:
-            squares.append(transform.apply(np.stack(waiting)))
-    except ValueError:
-        raise VideoError("its frames change size") from None
-    return torch.cat(squares)[torch.from_numpy(repeats)]
+def read_clip(path: Path | str, count: int, transform: Transform) -> tuple[Tensor, str | None]:
+    """`read_frames` of a whole video and `transform` in one, in bounded memory: uint8 (count, 3, S, S), and a warning.
+
+    The warning tells that the file is cut off, or is None. Raises: VideoError.
+    """
+    frames, warning = _read_whole(path, count, transform)
+    return torch.as_tensor(frames), warning
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """A video's length and size, from its index and first frame. Raises: VideoError."""
-    reader = _open(path)
-    times, fps = _times(reader)
-    height, width, _ = next(_in_order(reader, [0])).shape
-    return VideoInfo(len(times), fps, float(times[-1]) + 1 / fps, width, height)
+    """A video's length and size as it is shown, from its index and its first frame. Raises: VideoError."""
+    index = read_index(path)
+    with container.expected_errors(), contextlib.closing(container.decoded(path, index)) as decoded:
+        stamp, frame = next(decoded, (None, None))
+        if frame is None:
+            raise VideoError("none of its frames can be decoded")
+        height, width, _ = container.rgb(frame, (frame.width, frame.height)).shape
+    frames = int((index.stamps >= stamp).sum())  # packets before the first frame that decodes are not shown
+    return VideoInfo(frames, 1 / index.frame, index.end, width, height)
 
 
-def _sample(
-    path: Path | str, count: int, start: float | None, end: float | None
-) -> tuple[Iterator[np.ndarray], np.ndarray]:
-    """The distinct frames (H, W, 3) to be read, in order, and which of them each of `count` samples is."""
-    reader = _open(path)
-    first, after = 0, len(reader)
-    if start is not None or end is not None:
-        times, _ = _times(reader)
-        first = int(np.searchsorted(times, start or 0.0))
-        after = len(times) if end is None else int(np.searchsorted(times, end))
-        if after <= first:  # a window between two frames shows the one before it
-            first = max(0, min(first, len(times)) - 1)
-            after = first + 1
-    wanted, repeats = np.unique(first + frame_indices(after - first, count), return_inverse=True)
-    return _in_order(reader, wanted.tolist()), repeats
+def _read_whole(path: Path | str, count: int, transform: Transform | None) -> tuple[np.ndarray | Tensor, str | None]:
+    """Frames sampled by their numbers, and a warning. What decord refuses, PyAV reads."""
+    with container.expected_errors():
+        frames = _read_by_decord(path, count, transform) if webm.is_plain(path) else None
+    if frames is not None:
+        return frames, None
+    index = read_index(path)
+    numbered = index._replace(stamps=np.arange(len(index.stamps)), keys=index.keys[:0], stamped=False)
+    (frames,), decoded = _read_spans(path, numbered, [(-np.inf, np.inf)], count, transform)
+    if frames is None:
+        raise VideoError("none of its frames can be decoded")
+    return frames, index.warning(decoded)
 
 
-def _open(path: Path | str) -> Any:
-    """A decord reader with the frames of `path`."""
-    from decord import VideoReader, logging
+def read_spans(
+    path: Path | str, index: Index, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
+) -> list[Any]:
+    """`count` frames of each span [start, end) in seconds, ascending; None for a span of which nothing decodes.
 
-    logging.set_level(logging.QUIET)  # damaged files: FFmpeg would tell the terminal, we name the clip
-    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a truncated file
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise VideoError("there is no such file" if not path.exists() else "it is not a file")
-        if path.stat().st_size == 0:
-            raise VideoError("the file is empty")
-        # One thread: with more, decord 0.6.0 fails on VP9 ("Error sending packet"). Processes run side by side.
-        reader = VideoReader(str(path), num_threads=1)
-        frames = len(reader)
-    except OSError as error:
-        raise VideoError(f"the file cannot be read ({error.strerror})") from None
-    except VideoError:
-        raise
-    except Exception as error:
-        raise VideoError(f"it does not open as a video{_reason(error)}") from None
-    if frames == 0:
-        raise VideoError("it holds no frames")
-    return reader
-
-
-def _in_order(reader: Any, wanted: list[int]) -> Iterator[np.ndarray]:
-    """The frames of ascending indices `wanted`, decoding all up to the last one.
-
-    decord's own random access (get_batch, skip_frames) gives other frames than asked for in h264 with open groups
-    of pictures, and broken ones; decoding in order never did.
+    uint8 Tensor (count, 3, S, S) with a transform, else array (count, H, W, 3). Frames that do not decode are as if
+    they were not in the file. Raises: VideoError.
     """
-    at = -1
-    for index in wanted:
-        try:
-            while at < index:
-                frame = reader.next()
-                at += 1
-                if at == 0 and frame.shape[0] * frame.shape[1] > MAX_PIXELS:
-                    raise VideoError(f"a frame of {frame.shape[1]}x{frame.shape[0]} is too large")
-            yield frame.asnumpy()
-        except VideoError:
-            raise
-        except MemoryError:
-            raise VideoError("it needs more memory than decoding may use") from None
-        except Exception as error:
-            raise VideoError(f"frame {at + 1} of {len(reader)} cannot be decoded{_reason(error)}") from None
+    return _read_spans(path, index, spans, count, transform)[0]
 
 
-def _times(reader: Any) -> tuple[np.ndarray, float]:
-    """When each frame is shown, seconds from the first (frames,), and frames a second."""
+def _read_spans(
+    path: Path | str, index: Index, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
+) -> tuple[list[Any], int]:
+    """`read_spans`, and how many frames were decoded.
+
+    The index is taken for true at first. Packets need not decode (a stream cut between key frames, a file cut off), or
+    a packet may hold more than one frame: then it is all done once more, with the frames that there are.
+    """
+    stamps, after = index.stamps, spans[-1][1]
+    for _ in range(3):
+        chosen = [stamps[indices] for indices in choose_frames(index.seconds(stamps), spans, count)]
+        wanted = np.unique(np.concatenate(chosen))
+        store, seen = _decode(path, index, wanted, after, transform)
+        if not len(seen):
+            return [None] * len(spans), 0
+        if np.array_equal(seen[seen >= wanted[0]], stamps[(stamps >= wanted[0]) & index.before(stamps, after)]):
+            break
+        stamps = seen
+    else:
+        raise VideoError("it decodes to other frames each time")
+    found = []
+    for (start, end), frames in zip(spans, chosen, strict=True):
+        lost = index.count(index.stamps, start, end) and not index.count(seen, start, end)
+        found.append(None if lost else store.take(frames))
+    return found, len(seen)
+
+
+def _decode(
+    path: Path | str, index: Index, wanted: np.ndarray, after: float, transform: Transform | None
+) -> tuple["_Store", np.ndarray]:
+    """The frames of stamps `wanted`, and the stamps of all frames decoded on the way, before `after` seconds."""
+    store, seen, size, found = _Store(transform), [], None, set(wanted.tolist())
+    with container.expected_errors(), contextlib.closing(container.decoded(path, index, wanted[0])) as frames:
+        for stamp, frame in frames:
+            if stamp > wanted[-1] and not index.before(stamp, after):
+                break
+            seen.append(stamp)
+            size = size or (frame.width, frame.height)
+            if stamp in found:
+                store.add(stamp, container.rgb(frame, size))
+    return store, np.sort(np.array(seen, dtype=np.int64))
+
+
+class _Store:
+    """Frames by their stamps, resized several at a time: one by one takes longer, all at once more memory."""
+
+    def __init__(self, transform: Transform | None) -> None:
+        self.transform, self.waiting, self.done = transform, {}, {}
+
+    def add(self, stamp: int, frame: np.ndarray) -> None:
+        self.waiting[stamp] = frame
+        if self.transform and len(self.waiting) * frame.nbytes >= RESIZED_AT_ONCE:
+            self._resize()
+
+    def take(self, stamps: np.ndarray) -> np.ndarray | Tensor:
+        if not self.transform:
+            return np.stack([self.waiting[stamp] for stamp in stamps.tolist()])
+        self._resize()
+        return torch.stack([self.done[stamp] for stamp in stamps.tolist()])
+
+    def _resize(self) -> None:
+        if self.waiting:
+            squares = self.transform.apply(np.stack(list(self.waiting.values())))
+            self.done.update(zip(self.waiting, squares, strict=True))
+            self.waiting = {}
+
+
+# ---- decord ----
+
+
+def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -> np.ndarray | Tensor | None:
+    """Frames sampled over a whole clip; None where decord refuses it.
+
+    In order, up to the last one: decord's own random access gives wrong frames. One thread: with more, decord 0.6.0
+    fails on VP9.
+    """
+    from decord import DECORDError, VideoReader, logging
+
+    logging.set_level(logging.QUIET)
+    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a damaged file
+    store, shape = _Store(transform), None
     try:
-        times = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
-        fps = float(reader.get_avg_fps())
-    except Exception as error:
-        raise VideoError(f"its frames have no times{_reason(error)}") from None
-    times = np.maximum.accumulate(times - times[0])
-    if not np.isfinite(times).all() or times[-1] > 3600 * len(times):
-        raise VideoError("its frames have impossible times")
-    if not 0 < fps < 1e4:
-        fps = (len(times) - 1) / times[-1] if times[-1] > 0 else 25.0
-    return times, fps
-
-
-_SAID_BY_DECORD = {  # parts of its messages, which hold addresses, times and file names beside
-    "st_nb": "no video stream that this decoder knows",
-    "Failed to measure": "its length cannot be told",
-    "avcodec_open2": "its codec does not start",
-    "getting stream info": "its streams are damaged",
-}
-
-
-def _reason(error: Exception) -> str:
-    """What is known about an error of decord, the same words each time: " (...)" or ""."""
-    return next((f" ({words})" for part, words in _SAID_BY_DECORD.items() if part in str(error)), "")
+        reader = VideoReader(os.fsdecode(path), num_threads=1)
+        chosen = frame_indices(len(reader), count)
+        wanted = set(chosen.tolist())
+        for number in range(chosen[-1] + 1):
+            frame = reader.next()
+            shape = shape or frame.shape
+            if frame.shape != shape or shape[0] * shape[1] > MAX_PIXELS:
+                return None
+            if number in wanted:
+                store.add(number, frame.asnumpy())
+    except (DECORDError, RuntimeError, AssertionError, StopIteration):  # these are how it refuses
+        return None
+    return store.take(chosen)

@@ -4,16 +4,10 @@ A window is what the captioner sees; a segment is what the viewer reads. Windows
 Times are seconds from the start of the video.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from runtime.files import UserError
-
-MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
-MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
 
 
 class Segment(NamedTuple):
@@ -22,44 +16,6 @@ class Segment(NamedTuple):
     start: float
     end: float
     caption: str
-
-
-def check_window(window: float, stride: float) -> None:
-    """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
-    if not (math.isfinite(window) and window >= MIN_STRIDE):
-        raise UserError(f"--window {window:g}: the length of a window is a number of seconds, {MIN_STRIDE:g} or more")
-    if not (math.isfinite(stride) and stride >= MIN_STRIDE):
-        raise UserError(f"--stride {stride:g}: the step between windows is a number of seconds, {MIN_STRIDE:g} or more")
-    if stride > window:
-        raise UserError(
-            f"--stride {stride:g} is longer than --window {window:g}: what lies between two windows would never be "
-            "seen; take a stride of at most the window"
-        )
-    if stride * MAX_OVERLAP < window:
-        raise UserError(
-            f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; take a stride of "
-            f"{window / MAX_OVERLAP:g} s or more"
-        )
-
-
-def windows(duration: float, window: float, stride: float) -> list[tuple[float, float]]:
-    """The windows [start, end) that cover `duration` seconds, in order.
-
-    What is left after the last full window is a shorter window of its own where it holds half a stride or more.
-    A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
-    """
-    check_window(window, stride)
-    if duration <= window:
-        return [(0.0, duration)]
-    # 1e-6: a duration of 3 windows may come as 2.9999999 of them
-    full = 1 + math.floor((duration - window) / stride + 1e-6)
-    spans = [(i * stride, min(i * stride + window, duration)) for i in range(full)]
-    rest = duration - spans[-1][1]
-    if rest >= stride / 2:
-        spans.append((full * stride, duration))
-    else:
-        spans[-1] = (spans[-1][0], duration)
-    return spans
 
 
 def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None]) -> list[Segment]:

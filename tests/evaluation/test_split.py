@@ -62,7 +62,7 @@ def test_missing_features_are_counted_up_to_a_share(tmp_path):
 def test_int8_features_reach_the_captioner_dequantized(tmp_path):
     captioner: VideoCaptioner = tiny.tiny_captioner()
     features = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-    packed = cache.pack(features, "int8")
+    packed = cache.quantize(features, "int8")
     found = validation.unpack_for(captioner, packed, tmp_path)
     assert found.shape == (1, 6, 16) and found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(found[0], features).min() > 0.9995

@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 import torch
+from features.loader import FeatureLoader
 
 from features import cache
 from features.cache import CacheConfig, Packed, pack, unpack
-from features.loader import FeatureLoader
 from runtime.files import UserError
 from tests.tiny import fill_cache, tokens
 

@@ -64,6 +64,7 @@ RECURRENT = {
     "mamba2": {**STATES, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8},
     "falcon_mamba": STATES,
 }
+ENCODERS = {"bert": {**COMMON, "intermediate_size": 64}}
 REFUSED = {  # they cannot write behind embeddings
     "gemma3": {
         "text_config": {**SIZES, **ROTARY, **HEAD},
@@ -84,8 +85,8 @@ REFUSED = {  # they cannot write behind embeddings
 
 def tiny_lm(kind: str, seed: int = 0) -> torch.nn.Module:
     """A random model of 32 dimensions and 2 layers, in eval mode."""
-    sizes = {**ATTENTION, **RECURRENT, **REFUSED}[kind]
-    config = CONFIG_MAPPING[kind](**{**({} if kind in REFUSED and "text_config" in sizes else SIZES), **sizes})
+    sizes = {**ATTENTION, **RECURRENT, **ENCODERS, **REFUSED}[kind]
+    config = CONFIG_MAPPING[kind](**sizes if "text_config" in sizes else {**SIZES, **sizes})
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # models of the default range, and random, predict all tokens alike

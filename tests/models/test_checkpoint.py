@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import checkpoint
+from models import language_model as language
 from qformer import QFormer, VideoCaptioner
 from runtime.files import UserError
-from tests import tiny
+from tests import reference, tiny
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +28,31 @@ def config(llm, **changes):
     }
 
 
+def written(path, llm, weights=None, **changes):
+    """A checkpoint as this project wrote it before it knew fingerprints; `changes` to its config."""
+    weights = weights or tiny.tiny_qformer()
+    checkpoint.write(path, checkpoint.Checkpoint({**config(llm), **changes}, weights.state_dict(), epoch=3))
+    return path
+
+
 def features():
     return torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(5))
 
 
+# ---- what comes back ----
+
+
 def test_a_checkpoint_rebuilds_the_captioner_alone(llm, tmp_path):
     qformer = tiny.tiny_qformer(seed=3)
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.write(path, checkpoint.Checkpoint(config(llm), qformer.state_dict(), epoch=3))
-    captioner = VideoCaptioner.from_checkpoint(path, device="cpu")
+    captioner = VideoCaptioner.from_checkpoint(written(tmp_path / "checkpoint.pt", llm, qformer), device="cpu")
     expected = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), qformer)
     assert captioner.generate(features(), 8) == expected.generate(features(), 8)
-    assert not captioner.training and captioner.config["features"]["frames"] == 4
+    assert not captioner.training and captioner.epoch == 3 and captioner.config["features"]["frames"] == 4
+    assert captioner.config["caption_space"] is True  # as checkpoints were trained that do not say
 
 
-def test_a_published_checkpoint_loads_and_gives_the_same_captions(llm, tmp_path):
-    """The published format, written with the published names; its frozen LM is passed over."""
-    qformer = tiny.tiny_qformer(seed=3, num_heads=4)
+def published_file(path, qformer):
+    """A checkpoint in the published format, by the published names; its frozen LM is passed over."""
     names = {
         "qformer.query_tokens": qformer.query_tokens,
         "qformer.visual_proj.weight": qformer.visual_proj.weight,
@@ -62,13 +73,50 @@ def test_a_published_checkpoint_loads_and_gives_the_same_captions(llm, tmp_path)
             names[f"qformer.blocks.0.mlp.{layer}.{name}"] = getattr(block.mlp[layer], name)
     state = {name: parameter.detach() for name, parameter in names.items()}
     state["text_model.model.embed_tokens.weight"] = torch.randn(384, 32)
-    published = {"epoch": 7, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 0.5}
-    torch.save(published, tmp_path / "published.pt")
-    captioner = VideoCaptioner.from_checkpoint(tmp_path / "published.pt", device="cpu", llm=str(llm))
-    expected = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), qformer)
-    assert captioner.generate(features(), 8) == expected.generate(features(), 8)
-    assert checkpoint.read(tmp_path / "published.pt").epoch == 7
+    torch.save({"epoch": 7, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 0.5}, path)
+    return path
+
+
+@torch.no_grad()
+def test_losses_and_captions_of_a_published_checkpoint_are_the_published_methods(llm, tmp_path):
+    """Computed here from the file by the reference Q-Former and transformers alone: prompt ids, then caption ids
+    that were tokenized by themselves, then EOS."""
+    captions = ["moving a red ball up", "covering a cup with paper and a spoon"]
+    path = published_file(tmp_path / "published.pt", tiny.tiny_qformer(seed=3, num_heads=4))
+    state = torch.load(path)["model_state_dict"]
+    qformer = reference.TextbookQFormer(4, 32, 16, 4, dropout=0.0, mlp_dropout=0.0)
+    qformer.load_state_dict({name.removeprefix("qformer."): value for name, value in state.items() if name[0] == "q"})
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
+    embed, visual = lm.get_input_embeddings(), qformer.eval()(features())
+    prompt = tokenizer("a video showing:").input_ids
+    losses, texts = [], []
+    for row, caption in enumerate(captions):
+        ids = [*tokenizer(caption).input_ids, tokenizer.eos_token_id]
+        inputs = torch.cat([visual[row], embed(torch.tensor(prompt + ids))])[None]
+        losses.append(F.cross_entropy(lm(inputs_embeds=inputs).logits[0, -len(ids) - 1 : -1], torch.tensor(ids)))
+        made = []
+        while len(made) < 8 and tokenizer.eos_token_id not in made:
+            inputs = torch.cat([visual[row], embed(torch.tensor(prompt + made))])[None]
+            made.append(lm(inputs_embeds=inputs).logits[0, -1].argmax().item())
+        texts.append(" ".join(tokenizer.decode(made, skip_special_tokens=True).split()))
+    captioner = VideoCaptioner.from_checkpoint(path, device="cpu", llm=str(llm))
+    torch.testing.assert_close(captioner.per_caption_nll(features(), captions), torch.stack(losses), rtol=0, atol=1e-5)
+    likely = captioner.log_likelihood(features(), captions)
+    torch.testing.assert_close(likely.diagonal(), -torch.stack(losses), rtol=0, atol=1e-5)
+    assert captioner.generate(features(), 8) == texts
+    assert captioner.epoch == 7 and captioner.config["caption_space"] is False
     assert captioner.config["features"]["encoder"] == "facebook/vjepa2-vitl-fpc64-256"
+    spaced = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), captioner.qformer)
+    assert (spaced.per_caption_nll(features(), captions) - torch.stack(losses)).abs().max() > 0.01  # it matters
+
+
+def test_how_captions_follow_the_prompt_travels_with_the_checkpoint(llm, tmp_path):
+    path = written(tmp_path / "checkpoint.pt", llm, caption_space=False)
+    captioner = VideoCaptioner.from_checkpoint(path, device="cpu")
+    assert captioner.caption_ids("moving") == captioner.tokenizer("moving").input_ids
+    captioner.save_pretrained(tmp_path / "folder")
+    again = VideoCaptioner.from_pretrained(tmp_path / "folder", device="cpu")
+    assert again.caption_ids("moving") == captioner.caption_ids("moving")
 
 
 def test_a_captioner_travels_as_a_folder_with_the_qformer_only(llm, tmp_path):
@@ -83,7 +131,7 @@ def test_a_captioner_travels_as_a_folder_with_the_qformer_only(llm, tmp_path):
         VideoCaptioner.from_checkpoint(tmp_path / "folder", device="cpu"),
     ):
         assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
-        assert read_back.config["features"] == captioner.config["features"]
+        assert read_back.config == captioner.config
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["llm"] == str(llm)
 
 
@@ -101,21 +149,98 @@ def test_a_captioner_is_pushed_to_a_hub_and_loaded_by_its_name(llm, tmp_path, mo
             shutil.copytree(folder_path, hub / repo_id)
             return "pushed"
 
-    def snapshot(name, allow_patterns, **_):
+    def snapshot(name, allow_patterns, revision):
         assert set(allow_patterns) == {"config.json", "model.safetensors"}  # no code is fetched
+        assert revision == "main"
         return str(hub / name)
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr(
-        "huggingface_hub.hub_mixin.hf_hub_download", lambda repo_id, filename, **_: hub / repo_id / filename
-    )
     monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
     lm, tokenizer = tiny.tiny_lm(), tiny.tiny_tokenizer()
     captioner = VideoCaptioner(lm, tokenizer, tiny.tiny_qformer(seed=2), config=config(llm))
     assert captioner.push_to_hub("someone/captioner") == "pushed"
     assert {"config.json", "model.safetensors"} <= {path.name for path in (hub / "someone/captioner").iterdir()}
-    read_back = VideoCaptioner.from_pretrained("someone/captioner", device="cpu")
+    read_back = VideoCaptioner.from_pretrained("someone/captioner", device="cpu", revision="main")
     assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
+
+
+@pytest.mark.parametrize("wrong", [{"torch_dtype": "float16"}, {"prompt": "x"}, {"config": {}}, {"num_beams": 2}])
+def test_from_pretrained_refuses_keywords_that_it_does_not_know(llm, tmp_path, wrong):
+    VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config=config(llm)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(TypeError, match=f"takes device, llm, encoder, revision, .* but not {next(iter(wrong))}"):
+        VideoCaptioner.from_pretrained(tmp_path, **wrong)
+
+
+# ---- which language model ----
+
+
+def test_another_language_model_of_the_same_width_is_refused(llm, tmp_path):
+    captioner = VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config=config(llm))
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write(path, checkpoint.Checkpoint(captioner.config, captioner.qformer.state_dict()))
+    other = tiny.save_lm(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=f"{other} is not the language model that {path} was trained with"):
+        VideoCaptioner.from_checkpoint(path, device="cpu", llm=str(other))
+    with pytest.raises(UserError, match="is not the language model that"):
+        checkpoint.check_llm(captioner.config, tiny.tiny_lm(seed=1), "other", path)  # as train.py asks
+    copy = shutil.copytree(llm, tmp_path / "copy")
+    again = VideoCaptioner.from_checkpoint(path, device="cpu", llm=str(copy))
+    assert again.config["llm"] == str(copy)
+    assert checkpoint.check_llm(captioner.config, again.lm, "copy", path) is None
+
+
+def test_a_checkpoint_that_does_not_know_its_language_model_passes_with_one_note(llm, tmp_path, capfd, monkeypatch):
+    path = written(tmp_path / "checkpoint.pt", llm)
+    capfd.readouterr()
+    captioner = VideoCaptioner.from_checkpoint(path, device="cpu")
+    note = f"note: {path} does not say which language model it was trained with: {llm} is taken for it\n"
+    assert capfd.readouterr() == ("", note)
+    assert captioner.config["llm_weights"] == language.fingerprint(captioner.lm)  # from now on it says so
+    monkeypatch.setenv("RANK", "1")  # of torchrun: another process has said it
+    VideoCaptioner.from_checkpoint(path, device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_local_models_are_found_again_from_any_working_directory(llm, tmp_path, monkeypatch):
+    monkeypatch.chdir(llm.parent)
+    captioner = VideoCaptioner(
+        tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config={"llm": "lm", "features": None}
+    )
+    assert captioner.config["llm"] == str(llm)
+    assert checkpoint.keep("Qwen/Qwen2-1.5B") == "Qwen/Qwen2-1.5B"
+    path = written(tmp_path / "run" / "checkpoint.pt", "lm")  # an old checkpoint, with the name as it was given
+    assert VideoCaptioner.from_checkpoint(path, device="cpu").config["llm"] == str(llm)
+    shutil.copytree(llm, tmp_path / "run" / "models" / "lm")
+    path = written(tmp_path / "run" / "checkpoint.pt", "models/lm")  # relative to the checkpoint
+    monkeypatch.chdir(tmp_path)
+    kept = VideoCaptioner.from_checkpoint(path, device="cpu").config["llm"]
+    assert kept == str(tmp_path / "run" / "models" / "lm")
+
+
+@pytest.mark.parametrize("name", ["/gone/lm", "./lm", "../models/lm", "models/tiny/lm"])
+def test_a_language_model_that_is_gone_is_told_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("a hub was asked"))
+    path = written(tmp_path / "checkpoint.pt", name)
+    with pytest.raises(UserError, match=f"{name} does not load: there is no such folder; say with --llm where"):
+        VideoCaptioner.from_checkpoint(path, device="cpu")
+
+
+def test_an_encoder_is_found_beside_the_checkpoint_or_told_to_be_gone_when_it_is_needed(llm, tmp_path):
+    made = tiny.features_config(tokens=32).to_dict()
+    tiny.save_encoder(tmp_path / "run" / "encoders" / "vjepa")
+    path = written(tmp_path / "run" / "c.pt", llm, features={**made, "encoder": "encoders/vjepa"})
+    assert VideoCaptioner.from_checkpoint(path, device="cpu").encoder.tokens == 32
+    path = written(tmp_path / "run" / "c.pt", llm, features={**made, "encoder": "/gone/vjepa"})
+    captioner = VideoCaptioner.from_checkpoint(path, device="cpu")  # cached features are captioned without it
+    with pytest.raises(UserError, match="/gone/vjepa does not load: there is no such folder; say with --encoder"):
+        captioner.encoder  # noqa: B018
+    found = VideoCaptioner.from_checkpoint(path, device="cpu", encoder=str(tmp_path / "run" / "encoders" / "vjepa"))
+    assert found.encoder.tokens == 32
+
+
+# ---- what does not come back ----
 
 
 @pytest.mark.parametrize(
@@ -125,15 +250,35 @@ def test_a_captioner_is_pushed_to_a_hub_and_loaded_by_its_name(llm, tmp_path, mo
         (lambda saved: {**saved, "model_state_dict": {"a": torch.ones(1)}, "config": None}, "holds no Q-Former"),
         (lambda saved: {**saved, "config": {"llm": 3}}, "damaged"),
         (lambda saved: {**saved, "epoch": "x"}, "damaged"),
-        (lambda saved: {**saved, "config": {**saved["config"], "qformer": {"num_queries": 10**15}}}, "num_queries"),
+        (lambda saved: {**saved, "progress": [1]}, "damaged"),
+        (lambda saved: {**saved, "config": {**saved["config"], "qformer": {"num_queries": 10**15}}}, "damaged"),
     ],
 )
 def test_other_files_are_refused_in_one_line(llm, tmp_path, change, message):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
+    path = written(tmp_path / "checkpoint.pt", llm)
     torch.save(change(torch.load(path, weights_only=True)), path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         checkpoint.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_cut_off_or_not_there_is_refused_in_one_line(llm, tmp_path):
+    path = written(tmp_path / "checkpoint.pt", llm)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        checkpoint.read(path)
+    with pytest.raises(UserError, match="there is no file .*gone.pt"):
+        checkpoint.read(tmp_path / "gone.pt")
+    VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config=config(llm)).save_pretrained(
+        tmp_path / "folder"
+    )
+    weights = tmp_path / "folder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    with pytest.raises(UserError, match=f"{weights} is damaged"):
+        checkpoint.read(tmp_path / "folder")
+    weights.unlink()
+    with pytest.raises(UserError, match=f"there is no file {weights}"):
+        checkpoint.read(tmp_path / "folder")
 
 
 def test_weights_of_another_shape_are_refused_by_name():
@@ -145,66 +290,36 @@ def test_weights_of_another_shape_are_refused_by_name():
         checkpoint.load_weights(tiny.tiny_qformer(), broken, "x.pt")
 
 
-def test_an_optimizer_state_of_other_parameters_or_of_no_numbers_does_not_fit():
-    def optimizer_of(qformer: QFormer):
-        optimizer = torch.optim.AdamW(qformer.parameters())
+def test_a_checkpoint_that_does_not_fit_its_language_model_is_refused(llm, tmp_path):
+    wide = tiny.tiny_qformer(dim=64)
+    for path, message in (
+        (written(tmp_path / "a.pt", llm, qformer=config(llm, num_heads=5)["qformer"]), "heads"),
+        (written(tmp_path / "b.pt", llm, qformer=config(llm, no_such=5)["qformer"]), "damaged .*no_such"),
+        (written(tmp_path / "c.pt", llm, prompt="x " * 300), "positions"),
+        (written(tmp_path / "d.pt", llm, wide, qformer=wide.config), "64 wide, the language model's embeddings 32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            VideoCaptioner.from_checkpoint(path, device="cpu")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamws_averages_go_on_and_its_settings_are_this_runs(fused):
+    """Also those of a fused AdamW, in which older checkpoints were trained."""
+
+    def optimizer_of(qformer: QFormer, fused=False):
+        optimizer = torch.optim.AdamW(qformer.parameters(), fused=fused)
         qformer(features()).sum().backward()
         optimizer.step()
         return optimizer
 
-    one, other = optimizer_of(tiny.tiny_qformer()), optimizer_of(tiny.tiny_qformer(num_queries=5))
+    one, other = optimizer_of(tiny.tiny_qformer(), fused), optimizer_of(tiny.tiny_qformer(num_queries=5))
     fresh = torch.optim.AdamW(tiny.tiny_qformer().parameters(), weight_decay=0.5)
     assert checkpoint.load_optimizer(fresh, one.state_dict())
     for ours, theirs in zip(fresh.state.values(), one.state.values(), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
     assert fresh.param_groups[0]["weight_decay"] == 0.5  # the flag of this run, not of the one before
-    broken = one.state_dict()
-    broken["state"][0]["exp_avg_sq"] = -broken["state"][0]["exp_avg_sq"] - 1
     nan = one.state_dict()
     nan["state"] = {**nan["state"], 1: {**nan["state"][1], "exp_avg": nan["state"][1]["exp_avg"] * float("nan")}}
-    for state in (other.state_dict(), {}, None, {"param_groups": 1}, {"state": {}, "param_groups": [{"params": [0]}]}):
+    others = ({}, None, {"param_groups": 1}, {"state": {}, "param_groups": [{"params": [0]}]})
+    for state in (other.state_dict(), nan, *others):
         assert not checkpoint.load_optimizer(fresh, state)
-    assert not checkpoint.load_optimizer(fresh, broken) and not checkpoint.load_optimizer(fresh, nan)
-
-
-def test_weights_that_claim_more_than_they_hold_are_refused_before_they_are_built(llm, tmp_path):
-    """A tensor with strides of 0 can claim any size; so can a config."""
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
-    saved = torch.load(path, weights_only=True)
-    saved["model_state_dict"]["qformer.query_tokens"] = torch.zeros(1).expand(1, 60000, 60000)
-    torch.save({**saved, "config": {**saved["config"], "qformer": {}}}, path)
-    with pytest.raises(UserError, match="'query_tokens' is not a tensor of numbers"):
-        checkpoint.read(path)
-    checkpoint.write(path, checkpoint.Checkpoint(config(llm, mlp_ratio=64), tiny.tiny_qformer().state_dict()))
-    with pytest.raises(UserError, match="mlp_ratio is 64, its weights' 4"):
-        checkpoint.read(path)
-
-
-@pytest.mark.parametrize(
-    "progress",
-    [
-        {"history": 3},
-        {"history": [{"epoch": 1}]},
-        {"history": [{"epoch": 1, "train_loss": float("nan"), "val_loss": 1.0, "CIDEr": 0.0}]},
-        {"step": 3},
-        {"step": "3", "total": 1.0, "captions": 4, "run": {}},
-        {"step": 3, "total": 1.0, "captions": 0, "run": {}},
-        [],
-        "x",
-    ],
-)
-def test_a_place_that_no_run_was_at_is_refused(llm, tmp_path, progress):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.write(path, checkpoint.Checkpoint(config(llm), tiny.tiny_qformer().state_dict()))
-    torch.save({**torch.load(path, weights_only=True), "progress": progress or [1]}, path)
-    with pytest.raises(UserError, match="damaged"):
-        checkpoint.read(path)
-
-
-def test_a_checkpoint_that_does_not_fit_its_language_model_is_refused(llm, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    for changed, message in ((config(llm, num_heads=5), "heads"), ({**config(llm), "prompt": "x " * 300}, "positions")):
-        checkpoint.write(path, checkpoint.Checkpoint(changed, tiny.tiny_qformer().state_dict()))
-        with pytest.raises(UserError, match=message):
-            VideoCaptioner.from_checkpoint(path, device="cpu")

@@ -3,36 +3,34 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from models import language_model as language
+from models import pretrained
 from runtime.files import UserError
 from tests import tiny
+from tests.models import families
+
+CPU = torch.device("cpu")
 
 
-def test_eos_is_learnt_and_pads_are_not_where_pad_is_eos():
-    packed = language.pack_captions([[[5, 6, 7]], [[8]]], eos_id=9, pad_id=9)
-    assert packed.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert packed.labels.tolist() == [[5, 6, 7, 9], [8, 9, -100, -100]]
-    assert packed.sources.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    assert packed.segments.tolist() == [[0, 0, 0], [0, -1, -1]]
-    assert packed.captions.tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
+def test_inputs_and_labels_are_these_ids():
+    """EOS is learnt although pads have its id: labels are masked by place."""
+    ids, labels = language.build_inputs([[5, 6, 7], [8], []], eos_id=9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9], [9, 9, 9]]
+    assert labels.tolist() == [[5, 6, 7, 9], [8, 9, -100, -100], [9, -100, -100, -100]]
 
 
-def test_captions_of_one_clip_all_start_at_the_prefix():
-    packed = language.pack_captions([[[5, 6], [7]], [[8]]], eos_id=1, pad_id=0)
-    assert packed.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert packed.offsets.tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert packed.segments.tolist() == [[0, 0, 1], [0, -1, -1]]
-    assert packed.sources.tolist() == [[0, 1, 2, 0, 3], [0, 1, 0, 0, 0]]
-    assert packed.labels.tolist() == [[5, 6, 1, 7, 1], [8, 1, -100, -100, -100]]
-    assert packed.captions.tolist() == [[0, 0, 0, 1, 1], [2, 2, 0, 0, 0]]
+def test_a_caption_that_holds_eos_itself_is_predicted_whole():
+    ids, labels = language.build_inputs([[5, 9, 6], [7, 8]], eos_id=9)
+    assert ids.tolist() == [[5, 9, 6], [7, 8, 9]]
+    assert labels.tolist() == [[5, 9, 6, 9], [7, 8, 9, -100]]
 
 
-def test_a_caption_sees_the_prefix_and_itself_up_to_now():
-    mask = language.block_mask(torch.tensor([[0, 0, 1, -1]]), prefix_length=2)
-    assert mask.int().tolist() == [
-        [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0]],
-    ]
+def test_captions_without_a_token_have_their_eos_to_predict():
+    ids, labels = language.build_inputs([[], []], eos_id=9)
+    assert ids.shape == (2, 0) and ids.dtype == torch.long
+    assert labels.tolist() == [[9], [9]]
 
 
 def test_a_caption_is_tokenized_as_running_text_behind_the_prompt():
@@ -43,26 +41,37 @@ def test_a_caption_is_tokenized_as_running_text_behind_the_prompt():
     assert language.prompt_ids(tokenizer, "a video showing:") + ids == whole
 
 
-def test_leading_tokens_are_those_the_tokenizer_adds():
-    assert language.leading_ids(tiny.tiny_tokenizer()) == []
+def test_a_caption_of_the_published_code_is_tokenized_by_itself():
+    tokenizer = tiny.tiny_tokenizer()
+    ids = language.caption_ids(tokenizer, "a video showing:", " moving a  red ball up", space=False)
+    assert ids == tokenizer("moving a red ball up").input_ids
+    assert tokenizer.decode(ids) == "moving a red ball up"
+
+
+def test_bos_tokens_are_those_that_the_tokenizer_adds():
+    assert language.bos_ids(tiny.tiny_tokenizer()) == []
     tokenizer = tiny.tiny_tokenizer(bos="<s>")
-    assert language.leading_ids(tokenizer) == [tokenizer.bos_token_id]
+    assert language.bos_ids(tokenizer) == [tokenizer.bos_token_id]
 
 
-def test_a_language_model_that_is_not_there_is_a_plain_error(tmp_path):
-    with pytest.raises(UserError, match="does not load"):
-        language.load(str(tmp_path), torch.device("cpu"))
-    lm, tokenizer = language.load(str(tiny.save_lm(tmp_path / "lm")), torch.device("cpu"))
-    assert lm.config.model_type == "qwen2" and tokenizer.eos_token == tiny.EOS
+def test_texts_are_scored_in_blocks_of_like_lengths_within_the_budget(monkeypatch):
+    monkeypatch.setattr(language, "SCORED_LOGITS", 100)
+    assert list(language._blocks([3, 5, 1, 5, 2], logits=10)) == [[2, 4, 0], [1, 3]]
+    assert list(language._blocks([3, 5], logits=1000)) == [[0], [1]]  # one text at least
+    assert list(language._blocks([], logits=1)) == []
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"])
+# ---- loading ----
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "bloom"])
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_language_model_in_a_folder_loads_whole(tmp_path, kind, tie):
     folder = tiny.save_lm(tmp_path / "lm", kind, tie=tie)
-    lm, _ = language.load(str(folder), torch.device("cpu"))
+    lm, tokenizer = language.load(str(folder), CPU)
     for name, tensor in tiny.tiny_lm(kind, tie=tie).state_dict().items():
         assert torch.equal(lm.state_dict()[name], tensor)
+    assert tokenizer.eos_token == tiny.EOS
 
 
 def lack_a_weight(folder):
@@ -78,19 +87,143 @@ def run_code(folder):
     (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(folder / 'ran')!r}).mkdir()")
 
 
+def set_config(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lack_a_weight,
         run_code,
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
+        lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "tokenizer.json").write_text('{"added_tokens": [], "version": []}'),
+        lambda folder: (folder / "tokenizer_config.json").write_text("null"),
         lambda folder: (folder / "config.json").write_text("[1]"),
+        set_config(hidden_act="x"),
+        set_config(hidden_size=48),
+        set_config(num_key_value_heads=0),
+        set_config(rms_norm_eps="x"),
     ],
 )
-def test_a_language_model_that_is_damaged_or_brings_code_is_refused(tmp_path, damage):
+def test_a_language_model_that_is_damaged_or_brings_code_is_refused_in_one_line(tmp_path, damage):
     folder = tiny.save_lm(tmp_path / "lm")
     damage(folder)
-    with pytest.raises(UserError, match="the language model .* does not load"):
-        language.load(str(folder), torch.device("cpu"))
-    assert not (folder / "ran").exists()
+    with pytest.raises(UserError, match=r"the language model .* (does not load|lacks 1 of its weights)") as caught:
+        language.load(str(folder), CPU)
+    assert "\n" not in str(caught.value) and not (folder / "ran").exists()
+
+
+def test_a_bug_of_ours_is_not_told_as_damage(tmp_path, monkeypatch):
+    folder = tiny.save_lm(tmp_path / "lm")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: None)
+    with pytest.raises(TypeError):
+        language.load(str(folder), CPU)
+
+
+def test_an_adapter_is_told_as_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2-1.5B"}')
+    with pytest.raises(UserError, match="this is an adapter: merge it into its base model first"):
+        language.load(str(tmp_path), CPU)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/where",
+        "./no-where",
+        "../lm",
+        "~/no-where",
+        "a/b/c",
+        "models/",
+        "C:\\models\\lm",
+        "C:/lm",
+    ],
+)
+def test_a_path_that_is_gone_is_told_as_such_and_asked_of_no_hub(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("a hub was asked"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="does not load: there is no such folder; say with --llm where the model is"):
+        language.load(name, CPU)
+
+
+def test_a_file_is_no_model_folder(tmp_path):
+    (tmp_path / "lm.gguf").write_text("x")
+    with pytest.raises(UserError, match="there is no such folder"):
+        language.load(str(tmp_path / "lm.gguf"), CPU)
+
+
+def test_names_that_a_hub_may_have_are_asked_of_it():
+    for name in ("gpt2", "Qwen/Qwen2-1.5B", "some.one/a.b-c_d"):
+        assert pretrained.check_name(name, "--llm") == name
+    with pytest.raises(UserError, match="'someone/no-such-model' does not load"):  # tests are offline
+        language.load("someone/no-such-model", CPU)
+
+
+@pytest.mark.parametrize("kind", families.REFUSED)
+def test_models_that_do_not_write_behind_embeddings_are_refused_when_they_are_loaded(tmp_path, kind):
+    families.tiny_lm(kind).save_pretrained(tmp_path)
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot write captions .* does not generate from embeddings"):
+        language.load(str(tmp_path), CPU)
+
+
+def test_models_that_are_no_decoders_are_refused():
+    assert "is no decoder" in language.why_it_cannot_caption(families.tiny_lm("bert"))
+
+
+@pytest.mark.parametrize("kind", [*families.ATTENTION, *families.RECURRENT])
+def test_all_others_are_taken_as_they_were(kind):
+    lm = families.tiny_lm(kind)
+    lm.generation_config.repetition_penalty = 1.5
+    assert language.why_it_cannot_caption(lm) is None
+    assert lm.generation_config.repetition_penalty == 1.5
+
+
+def pass_over(_module, _inputs, given):
+    given["inputs_embeds"] = torch.ones_like(given["inputs_embeds"]) if given.get("inputs_embeds") is not None else None
+    return (), given
+
+
+def forget(_module, _inputs, given):
+    return (), {key: value for key, value in given.items() if key in ("input_ids", "inputs_embeds", "return_dict")}
+
+
+@pytest.mark.parametrize("deaf", [pass_over, forget])
+def test_a_model_that_passes_over_embeddings_or_forgets_them_is_refused(deaf):
+    lm = families.tiny_lm("qwen2")
+    lm.register_forward_pre_hook(deaf, with_kwargs=True)
+    assert "the same whatever embeddings" in language.why_it_cannot_caption(lm)
+
+
+def test_loading_is_quiet(tmp_path, capfd):
+    folder = tiny.save_lm(tmp_path / "lm")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "score.weight": torch.ones(3, 32)}, folder / "model.safetensors", {"format": "pt"})
+    capfd.readouterr()
+    language.load(str(folder), CPU)
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- which model it is ----
+
+
+def test_a_fingerprint_is_the_same_in_bfloat16_and_another_for_other_weights(tmp_path):
+    folder = tiny.save_lm(tmp_path / "lm")
+    found = {
+        language.fingerprint(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert found == {language.fingerprint(tiny.tiny_lm())} and len(found.pop()) == 16
+    assert language.fingerprint(tiny.tiny_lm(seed=1)) != language.fingerprint(tiny.tiny_lm())
+    tuned = tiny.tiny_lm()
+    with torch.no_grad():
+        tuned.model.layers[1].mlp.up_proj.weight.mul_(1.05)
+    assert language.fingerprint(tuned) != language.fingerprint(tiny.tiny_lm())

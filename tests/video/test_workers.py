@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from video.nursery import SLOTS, Nursery
 
 from runtime.files import UserError
 from tests import filming
 from video import workers as decoding
-from video.nursery import SLOTS, Nursery
 from video.reader import Transform, read_clip
 from video.workers import ClipDecoder, Failure
 

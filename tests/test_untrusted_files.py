@@ -1,6 +1,6 @@
 """Files from strangers: labels that would drive a page or a terminal, ids that would leave the folder, live pickles.
 
-Damage at random is in test_fuzz.py, hostile videos in test_decoding.py, each page's own escapes in test_report.py.
+Damage at random is in fuzz/test_fuzz.py, each page's own escapes in evaluation/test_report.py.
 """
 
 import json
