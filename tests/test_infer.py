@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -18,11 +16,8 @@ from models import checkpoint
 from models.video_files import CaptionsFiles
 from models.vjepa2 import VideoEncoder
 from runtime.files import UserError
-from runtime.signals import Interrupts
 from tests import videos
 from tests.tiny import TEMPLATES, save_encoder, save_lm, tiny_qformer
-from video import subtitles
-from video.workers import Decoded, Workers
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
