@@ -82,11 +82,13 @@ def _child(function: str, folder: str) -> subprocess.Popen:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End the child, together with its Java where the system has process groups."""
+    """End the child together with its Java: its process group, or on Windows its tree of processes."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):  # all of the group has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
     elif process.poll() is None:
+        if os.name == "nt":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
         process.kill()
 
 

@@ -4,6 +4,7 @@ The page is one file that opens from disk. Its captions travel as JSON and reach
 (textContent), and its clips stay where they are: the page points at them by relative path.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -100,32 +101,26 @@ def _embedded(value: Any) -> Markup:
 
 def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     references = clip.get("references") or []
-    embedded = {
+    embedded = {key: shown(clip.get(key) or "") for key in ("prediction", "template", "error", "warning")}
+    embedded |= {
         "id": shown(clip["id"]),
-        "prediction": shown(clip.get("prediction") or ""),
         "references": [shown(text) for text in references[:REFERENCES_SHOWN]],
         "unseen": max(0, len(references) - REFERENCES_SHOWN),
         "video": _address(clip.get("video")),
-        "template": shown(clip.get("template") or ""),
+        "tracks": _address(clip.get("tracks")),
         "outcome": clip.get("outcome"),
-        "score": _finite(clip.get("score"), digits=4),
-        "error": shown(clip.get("error") or ""),
-        "warning": shown(clip.get("warning") or ""),
+        "segments": [
+            {"start": round(part["start"], 3), "end": round(part["end"], 3), "caption": shown(part["caption"])}
+            for part in clip.get("segments") or []
+        ],
     }
-    if clip.get("segments"):
-        embedded["segments"] = [
-            {"start": _finite(s["start"], 3), "end": _finite(s["end"], 3), "caption": shown(s["caption"])}
-            for s in clip["segments"]
-        ]
     if clip.get("tracks"):
-        embedded["tracks"] = _address(clip["tracks"])
         # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
-        try:
-            text = (folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace")
-            embedded["vtt"] = shown(text)
-        except OSError:
-            embedded["vtt"] = None
-    return {key: value for key, value in embedded.items() if value not in (None, "", [], 0) or key == "score"}
+        with contextlib.suppress(OSError):
+            embedded["vtt"] = shown((folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace"))
+    score = clip.get("score")
+    score = round(float(score), 4) if _is_finite(score) else None
+    return {**{key: value for key, value in embedded.items() if value}, "score": score}
 
 
 def _address(path: Path | str | None) -> str | None:
@@ -135,16 +130,12 @@ def _address(path: Path | str | None) -> str | None:
     text = os.fspath(path)
     if text.startswith("file://"):
         return text
-    if os.path.isabs(text):
-        return Path(text).as_uri()
-    return quote(os.fsencode(Path(text).as_posix()))
+    return Path(text).as_uri() if os.path.isabs(text) else quote(os.fsencode(Path(text).as_posix()))
 
 
-def _finite(value: Any, digits: int | None = None) -> float | None:
-    """The number, rounded; None for None, NaN and infinities, which JSON cannot say."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value) if digits is None else round(float(value), digits)
+def _is_finite(value: float | None) -> bool:
+    """Whether there is a number: JSON has no NaN and no infinities."""
+    return value is not None and math.isfinite(value)
 
 
 # ---- scores ----
@@ -154,7 +145,7 @@ def _score_groups(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows under their headings, in order; each row with its texts and, in percent of a scale, its bar."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in scores:
-        ends = [row["low"], row["high"]] if _finite(row.get("low")) is not None else None
+        ends = [row["low"], row["high"]] if _is_finite(row.get("low")) else None
         texts = {"text": _number(row.get("value")), "interval": " – ".join(map(_number, ends or []))}
         groups.setdefault(row.get("group") or "", []).append({**row, **texts, "ends": ends})
     for rows in groups.values():
@@ -171,11 +162,9 @@ def _score_groups(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+    if isinstance(value, int | str):
+        return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:.3f}" if _is_finite(value) else "–"
 
 
 # ---- curves ----
@@ -191,7 +180,7 @@ def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
 def _points(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """(epoch, value) of each curve that has any."""
     found = {
-        key: [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _finite(row.get(key)) is not None]
+        key: [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _is_finite(row.get(key))]
         for _, key, *_ in CURVES
     }
     return {key: points for key, points in found.items() if points}

@@ -88,58 +88,44 @@ class Scorer:
         return {**found, "most_common_caption": common, "reversed_clips": len(backwards)}
 
 
-NAMES = {  # section of evaluation.json: (the table's group, {score: how the table names it})
-    "grounding": (
-        "does it look?",
-        {
-            "CIDEr_shuffled": "CIDEr, features shuffled between clips",
-            "CIDEr_most_common": "CIDEr, the most common training caption",
-            "CIDEr_reversed": "CIDEr, clips played backwards",
-            "CIDEr_forwards": "CIDEr, the same clips forwards",
-            "reversal_flips": "reversed clips captioned with the opposite action",
-        },
-    ),
-    "ssv2": (
-        "SSv2",
-        {
-            "exact_match": "exact match",
-            "template_accuracy": "template accuracy",
-            "object_accuracy": "object accuracy",
-            "no_template": "captions that fit no template",
-        },
-    ),
-    "actions": ("SSv2", {"top1": "action by likelihood, top 1", "top5": "action by likelihood, top 5"}),
-}
+NAMES = (  # of the table's scores: section of evaluation.json, group in the table, key, name
+    ("grounding", "does it look?", "CIDEr", "CIDEr"),  # the real score stands beside those that it has to beat
+    ("grounding", "does it look?", "CIDEr_shuffled", "CIDEr, features shuffled between clips"),
+    ("grounding", "does it look?", "CIDEr_most_common", "CIDEr, the most common training caption"),
+    ("grounding", "does it look?", "CIDEr_reversed", "CIDEr, clips played backwards"),
+    ("grounding", "does it look?", "CIDEr_forwards", "CIDEr, the same clips forwards"),
+    ("grounding", "does it look?", "reversal_flips", "reversed clips captioned with the opposite action"),
+    ("ssv2", "SSv2", "exact_match", "exact match"),
+    ("ssv2", "SSv2", "template_accuracy", "template accuracy"),
+    ("ssv2", "SSv2", "object_accuracy", "object accuracy"),
+    ("ssv2", "SSv2", "no_template", "captions that fit no template"),
+    ("actions", "SSv2", "top1", "action by likelihood, top 1"),
+    ("actions", "SSv2", "top5", "action by likelihood, top 5"),
+)
 OF_REVERSED = ("CIDEr_reversed", "CIDEr_forwards", "reversal_flips")
 
 
 def table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a score of evaluation.json: group, name, value, its 95 % interval (low, high; or None), note."""
+    metrics, rows = {**result["metrics"], "intervals": result["intervals"]}, []
 
-    def row(group: str, name: str, value: Any, interval: Any, note: str | None = None) -> dict[str, Any]:
-        low, high = interval or (None, None)
-        return {"group": group, "name": name, "value": value, "low": low, "high": high, "note": note}
+    def add(group: str, scores: dict[str, Any], key: str, name: str, note: str | None = None) -> None:
+        low, high = scores["intervals"].get(key) or (None, None)
+        rows.append({"group": group, "name": name, "value": scores[key], "low": low, "high": high, "note": note})
 
-    metrics, intervals = result["metrics"], result["intervals"]
-    rows = [row("n-gram", name, value, intervals.get(name)) for name, value in metrics.items()]
-    # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
-    for line in rows:
-        if line["name"] == "METEOR" and line["value"] is None:
-            line["note"] = "; ".join(result["notes"]) or "left out"
-    if result["tokenizer"] != ngrams.PTB:
-        rows[0]["note"] = f"of {result['tokenizer']}"
-    for section, (group, names) in NAMES.items():
+    for name, value in result["metrics"].items():
+        # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
+        note = f"of {result['tokenizer']}" if not rows and result["tokenizer"] != ngrams.PTB else None
+        if name == "METEOR" and value is None:
+            note = "; ".join(result["notes"]) or "left out"
+        add("n-gram", metrics, name, name, note)
+    for section, group, key, name in NAMES:
         scores = result.get(section, {})
-        if section == "grounding" and scores:  # the real score beside those that it has to beat
-            rows.append(row(group, "CIDEr", metrics["CIDEr"], intervals["CIDEr"]))
-        for key, name in names.items():
-            if key in scores:
-                few = (
-                    f"of {scores['reversed_clips']:,} clips whose action has an opposite"
-                    if key in OF_REVERSED
-                    else None
-                )
-                rows.append(row(group, name, scores[key], scores["intervals"].get(key), few))
+        if key == "CIDEr" and scores:
+            scores = metrics
+        if key in scores:
+            few = f"of {scores['reversed_clips']:,} clips whose action has an opposite" if key in OF_REVERSED else None
+            add(group, scores, key, name, few)
     return rows
 
 
