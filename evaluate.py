@@ -2,24 +2,18 @@
 
 import argparse
 import itertools
+import os
 import random
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dataset
 from evaluation import grounding, report, scores
-from evaluation import split as validation
-from evaluation.scores import Scorer
-from evaluation.split import SplitReader
-from evaluation.ssv2 import template_key
-from features import cache
+from evaluation.captioning import SplitReader, shuffled
+from evaluation.ssv2 import as_text, template_key
+from features.cache import check_same_features
 from qformer import VideoCaptioner
-from runtime import cli as arguments
-from runtime import files, provenance
+from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
@@ -28,190 +22,150 @@ from runtime.signals import Interrupted, Interrupts
 def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
-    group = DistributedContext()
+    context = DistributedContext(str(cli.device(args.device)) if args.device else None)
     layout = dataset.check_data(args.data)
-    records = dataset.usable_records(layout, args.split, args.max_missing, group)
-    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, group.device, args.llm, args.encoder)
-    cache.check_same_features(
-        captioner.config["features"], layout.features, args.checkpoint, captioner.config.get("published", False)
-    )
-    planned = plan(args, records, layout)
-    if group.is_main:
+    if context.is_main:
         files.check_writable(args.results)  # now, not after an hour's work
-    interrupts = Interrupts()
-    folder = layout.feature_folder(args.split)
-    reader = SplitReader(captioner, records, folder, args.batch_size, group, interrupts.check)
+    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
+    made = captioner.config["features"]
+    check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
+    records = dataset.usable_records(layout, args.split, args.max_missing, context, made)
+    plan = Plan(args, records, layout)
     try:
-        group.check_equal([record["id"] for record in records], f"{args.split} clips")
-        result = evaluate(args, reader, layout, planned)
+        with Interrupts(at_once=True) as interrupts:
+            context.check_equal([record["id"] for record in records], f"{args.split} clips")
+            folder = layout.feature_folder(args.split)
+            reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
+            result = evaluate(args, reader, layout, plan)
     except Interrupted as signal:
-        group.print_main(f"{signal}: nothing was written")
+        context.print_main(f"{signal}: nothing was written")
         return signal.code
-    if group.is_main:
+    if context.is_main:
         write(args, result, layout, captioner)
-    group.close()
+    context.close()
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = arguments.Parser(__doc__)
-    add = parser.add_argument
+    parser = cli.Parser(__doc__)
+    add = parser.group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
-    add("--split", default="validation", type=_split, help="validation, train, or test where its answers are at hand")
+    add("--split", default="validation", choices=dataset.SPLITS, help="test only where its answers are at hand")
+    add("--max-missing", type=cli.amount, default=1.0, help="percent of the clips that may lack features")
     add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")
-    add("--llm", help="where the language model is now, if not where the checkpoint says")
-    add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
-    add("--batch-size", type=arguments.count, default=64, help="clips that are captioned at once")
-    add("--max-new-tokens", type=arguments.count, default=50, help="longest caption, in tokens")
-    add("--num-beams", type=arguments.count, default=1, help="beams of the search; 1: greedy")
-    add("--max-missing", type=arguments.amount, default=1.0, help="percent of the clips that may lack features")
+    add("--copy-videos", action="store_true", help="copy the clips beside the page, to publish it")
+    add = parser.group("captions").add_argument
+    add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
+    add("--num-beams", type=cli.count, default=1, help="beams of the search; 1: greedy")
+    add = parser.group("scores").add_argument
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
-    add("--clip-timeout", type=arguments.positive, default=60.0, help="seconds that one clip may take to decode")
-    add("--java-timeout", type=arguments.positive, default=300.0, help="seconds that Java may be silent")
-    add(
-        "--copy-videos",
-        action="store_true",
-        help="copy the clips beside the page, to publish it",
-    )
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
-    add("--seed", type=int, default=0, help="decides the shuffle and the bootstrap's samples")
+    add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
+    running = parser.group("running")
+    add = running.add_argument
+    add("--llm", help="where the language model is now, if not where the checkpoint says")
+    add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
+    cli.add_device(running)
+    add("--batch-size", type=cli.count, default=64, help="clips that are captioned at once")
+    add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that one clip may take to decode")
+    add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, and 0.01 a caption")
     return parser.parse_args(argv)
 
 
-def _split(text: str) -> str:
-    try:
-        return dataset.check_split(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What the run will score with, all of it read before the first clip is captioned."""
+    """What the run will score with, all of it read before the first clip is captioned.
 
-    scorer: Scorer
-    actions: list[str] | None  # the templates as a caption would say them, for --actions
-    places: dict[str, int]  # of each template key among them
-    common: str  # the most common training caption, for --grounding
-    pairs: dict[str, str]  # the opposite actions, for --grounding
-
-
-def plan(args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> Plan:
-    """Read what the scores need. Raises: UserError where some of it is not there, or not what it should be."""
-    scorer = Scorer(records, layout, args.java_timeout, args.seed)
-    learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-    actions, places = None, {}
-    if args.actions:
-        templates = dataset.read_templates(args.data)
-        places = {template_key(template): place for place, template in enumerate(templates)}
-        for record in records:
-            if template_key(record.get("template") or "") not in places:
-                lacking = f"clip {record['id']}'s {record.get('template')!r}"
-                raise UserError(f"--actions: labels.json does not hold {lacking}")
-        plain = _begins_small(learnt)
-        actions = [_as_caption(template.lower() if plain else template) for template in templates]
-    common = grounding.most_common_caption(learnt) if args.grounding else ""
-    pairs = grounding.opposites(args.data) if args.grounding else {}
-    return Plan(scorer, actions, places, common, pairs)
-
-
-def _begins_small(records: list[dataset.Record]) -> bool:
-    """Whether most labels begin with a small letter: templates are scored as the training captions were written.
-
-    SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood.
+    Raises: UserError where some of it is not there, or not what it should be.
     """
-    small = sum(record["label"][0][:1].islower() for record in records)
-    return small * 2 > len(records)
 
-
-def _as_caption(template: str) -> str:
-    """A template as a caption would say it: "[something]" as "something"."""
-    return dataset.clean(template.replace("[", "").replace("]", ""))
+    def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
+        self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
+        learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
+        templates = dataset.read_templates(args.data) if args.actions else []
+        self.places = {template_key(template): place for place, template in enumerate(templates)}
+        for record in records if args.actions else ():
+            if template_key(record.get("template") or "") not in self.places:
+                raise UserError(
+                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
+                )
+        # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
+        # templates are scored as most training captions are written.
+        lower = sum(record["label"][0][:1].islower() for record in learnt) * 2 > len(learnt)
+        self.actions = [dataset.clean(as_text(text.lower() if lower else text)) for text in templates]
+        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
+        self.pairs = grounding.opposites(args.data) if args.grounding else {}
 
 
 def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
-    """All that evaluation.json holds. All ranks caption; the main one scores."""
-    if plan.actions:
-        reader.ranks.print_main(_cost_of_actions(plan.actions, reader))
+    """All that evaluation.json holds. All processes caption; the main one scores."""
     settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     predictions = reader.captions(**settings)
-    actions = _actions(plan, reader) if plan.actions else None
-    shuffled = None
-    if args.grounding and len(reader.records) > 1:
-        moved = validation.shuffled(reader.records, args.seed)
-        shuffled = reader.captions(**settings, said="shuffled", moved=moved)
-    backwards = _reversed(args, reader, layout, plan.pairs) if args.grounding and args.reversed_clips > 0 else {}
-    if not reader.ranks.is_main:
+    actions = rank_actions(plan, reader) if args.actions else {}
+    others, backwards = None, {}
+    if args.grounding:
+        if len(reader.records) > 1:
+            sources = shuffled(reader.records, args.seed)
+            others = reader.captions(**settings, desc="shuffled", sources=sources)
+        if args.reversed_clips > 0:
+            backwards = caption_reversed(args, reader, layout, plan.pairs)
+    if not reader.context.is_main:
         return {}
     result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
-    if actions:
-        result["actions"] = plan.scorer.accuracies(actions)
+    if args.actions:
+        values = {name: [clip[name] for clip in actions.values()] for name in ("top1", "top5")}
+        result["actions"] = plan.scorer.means(values)
     if args.grounding:
-        result["grounding"] = plan.scorer.grounding(predictions, shuffled, plan.common, backwards, plan.pairs)
+        result["grounding"] = plan.scorer.grounding(predictions, others, plan.common, backwards, plan.pairs)
     return result
 
 
-def _cost_of_actions(texts: list[str], reader: SplitReader) -> str:
-    """What --actions will cost, in tokens, operations and time at the rate of this machine's matrix products."""
-    captioner, clips = reader.captioner, len(reader.records)
-    tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
-    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
-    work = 2 * weights * tokens * clips
-    minutes = work / (_rate(captioner) * reader.ranks.world_size) / 60
-    return (
-        f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.3g} M "
-        f"parameters: {work / 1e12:,.3g} TFLOP in all, {minutes:,.1f} min or more on this machine"
-    )
-
-
-def _rate(captioner: VideoCaptioner, size: int = 1024) -> float:
-    """Operations a second of a matrix product as the language model's own, at its best."""
-    dtype = torch.bfloat16 if captioner.device.type == "cuda" else torch.float32
-    matrix = torch.ones(size, size, device=captioner.device, dtype=dtype)
-    took = []
-    for _ in range(4):
-        began = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for the device
-        took.append(time.perf_counter() - began)
-    return 2 * size**3 / min(took)
-
-
-def _actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
+def rank_actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
     """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
+    captioner, clips = reader.captioner, len(reader.records)
+    tokens = sum(len(captioner.caption_ids(text)) for text in plan.actions) + captioner.prefix_length
+    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
+    reader.context.print_main(
+        f"actions: {len(plan.actions)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
+        f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
+    )
     found = {}
     for batch, features in reader.batches("actions"):
-        ranked = reader.captioner.score(features, plan.actions).argsort(dim=1, descending=True, stable=True)
+        ranked = captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
         for record, order in zip(batch, ranked.tolist(), strict=True):
             place = order.index(plan.places[template_key(record["template"])])
             found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
     return reader.gathered(found)
 
 
-def _reversed(
+def caption_reversed(
     args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str]
 ) -> dict[str, str]:
     """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
+    from video.workers import Workers
+
+    context, captioner = reader.context, reader.captioner
     videos = {
         record["id"]: path
         for record in reader.records
         if template_key(record.get("template") or "") in pairs and (path := layout.video(record["id"]))
     }
     chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
-    if not chosen or reader.captioner.config["features"] is None:
-        reader.ranks.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+    if not chosen or captioner.config["features"] is None:
+        context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
-        reader.ranks.print_main(
-            f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
-        )
-    mine = {clip_id: videos[clip_id] for clip_id in reader.ranks.shard(chosen)}
-    settings = (args.max_new_tokens, args.num_beams, args.clip_timeout)
-    found = grounding.reversed_captions(reader.captioner, mine, args.batch_size, *settings, reader.check)
-    return {clip_id: text for part in reader.ranks.gather(found) for clip_id, text in part.items()}
+        context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
+    mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
+    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+    count = max(1, (os.cpu_count() or 1) // context.world_size)
+    with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
+        found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **settings)
+    merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
+    return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
@@ -219,18 +173,21 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
-    page = args.results / "index.html"
-    copies = args.results / "videos" if args.copy_videos else None
-    clips = validation.gallery(result["predictions"], layout, page, copies)
-    made = " at ".join(filter(None, result["made_by"].values()))
-    title = f"Captions of the {args.split} split"
-    confused = result.get("ssv2", {}).get("confused")
-    rows = scores.table(result)
-    report.write_page(page, title, clips, history=captioner.history, scores=rows, made_by=made, confused=confused)
-    width = max(len(row["name"]) for row in rows)
+    page, rows = args.results / "index.html", scores.table(result)
+    clips = report.gallery(result["predictions"], layout, page, args.results / "videos" if args.copy_videos else None)
+    report.write_page(
+        page,
+        f"Captions of the {args.split} split",
+        clips,
+        history=captioner.history,
+        scores=rows,
+        made_by=" at ".join(filter(None, result["made_by"].values())),
+        confused=result.get("ssv2", {}).get("confused"),
+    )
     for note in result["notes"]:
-        print(note)
+        print(files.printable(note))
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    width = max(len(row["name"]) for row in rows)
     for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
         print(group)
         for row in members:
@@ -242,4 +199,4 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)
