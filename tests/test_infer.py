@@ -178,6 +178,7 @@ def test_a_video_that_is_cut_off_is_captioned_with_a_warning(namer, tmp_path, ca
     assert (code, row["error"]) == (0, None) and row["prediction"]
     assert re.fullmatch(r"cut off: \d+ of 72 frames could be decoded", row["warning"])
     assert f"cut: {row['warning']}\n" in capsys.readouterr().out
+    assert row["warning"] in (tmp_path / "inference" / "index.html").read_text()
 
 
 def test_a_long_video_in_one_caption_is_told_how_to_get_more(namer, tmp_path, capsys):
