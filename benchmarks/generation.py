@@ -13,7 +13,7 @@ import torch
 
 import dataset
 from benchmarks import measure
-from evaluation import split as validation
+from evaluation import captioning as validation
 from qformer import VideoCaptioner
 from runtime import cli as arguments
 from runtime import distributed as ranks

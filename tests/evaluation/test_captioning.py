@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import dataset
-from evaluation import split as validation
+from evaluation import captioning as validation
 from features import cache
 from qformer import VideoCaptioner
 from runtime.distributed import Ranks
