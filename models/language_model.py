@@ -24,7 +24,7 @@ from runtime.files import UserError
 
 PROMPT = "a video showing:"
 IGNORED = -100  # the label that torch's cross entropy passes over
-SCORED_LOGITS = 64 * 2**20  # made at once when texts are scored: 256 MB in float32
+SCORED_NUMBERS = 64 * 2**20  # logits, keys and values at once when texts are scored: 256 MB in float32
 
 
 def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
@@ -176,21 +176,25 @@ def _count(labels: Tensor) -> Tensor:
     return (labels != IGNORED).sum(dim=1)
 
 
+@torch.no_grad()
 def log_likelihood(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
     """The mean log-likelihood of every text behind every prefix: (B, P, C), (T, L) and (T, L + 1) -> (B, T).
 
     Where the model's key-value cache can be copied, a prefix is read once, and blocks of texts follow on copies.
     """
-    clips, length = prefix.shape[:2]
-    last = torch.tensor([length - 1], device=prefix.device)
+    clips, positions = prefix.shape[:2]
+    last = torch.tensor([positions - 1], device=prefix.device)
     first = _run(lm, prefix, last, use_cache=True)  # logits (B, 1, V)
     cache = first.get("past_key_values")
+    copied = _can_be_copied(cache, positions)
+    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) if copied else 0
     lengths = _count(labels).tolist()
+    costs = [clips * first.logits.shape[-1] * length + cached for length in lengths]
     found = torch.empty(clips, len(ids), device=prefix.device)
-    for block in _blocks(lengths, clips * first.logits.shape[-1]):
-        longest = lengths[block[-1]]
+    for block in _blocks(costs):
+        longest = max(lengths[text] for text in block)
         rows = [x.repeat(clips, 1) for x in (ids[block, : longest - 1], labels[block, :longest])]
-        if _can_be_copied(cache, length):
+        if copied:
             nll = _nll_behind_cache(lm, first.logits, cache, *rows)
         else:
             nll = mean_nll(lm, prefix.repeat_interleave(len(block), dim=0), *rows)
@@ -198,11 +202,11 @@ def log_likelihood(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -
     return found
 
 
-def _blocks(lengths: list[int], logits: int) -> Iterator[list[int]]:
-    """Indices of texts, the shortest first, in blocks whose logits fit the budget; `logits`: for one label of all."""
+def _blocks(costs: list[int]) -> Iterator[list[int]]:
+    """Indices of texts, those of like costs together, in blocks that hold no more numbers than may be held at once."""
     block: list[int] = []
-    for text in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if block and logits * lengths[text] * (len(block) + 1) > SCORED_LOGITS:
+    for text in sorted(range(len(costs)), key=costs.__getitem__):
+        if block and costs[text] * (len(block) + 1) > SCORED_NUMBERS:  # all are padded to the last and longest
             yield block
             block = []
         block.append(text)

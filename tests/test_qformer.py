@@ -148,7 +148,7 @@ def test_losses_are_those_of_a_plain_forward_pass_of_each_caption(captioner):
 @torch.no_grad()
 def test_log_likelihoods_are_those_of_each_text_alone(captioner, monkeypatch):
     features = some_features(2)
-    monkeypatch.setattr(language, "SCORED_LOGITS", 2 * 384 * 14)  # several blocks, one of two texts
+    monkeypatch.setattr(language, "SCORED_NUMBERS", 25_000)  # several blocks, some of several texts
     found = captioner.log_likelihood(features, tiny.CAPTIONS)
     expected = [[-alone(captioner, features[row : row + 1], text) for text in tiny.CAPTIONS] for row in range(2)]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)

@@ -55,10 +55,20 @@ def test_bos_tokens_are_those_that_the_tokenizer_adds():
 
 
 def test_texts_are_scored_in_blocks_of_like_lengths_within_the_budget(monkeypatch):
-    monkeypatch.setattr(language, "SCORED_LOGITS", 100)
-    assert list(language._blocks([3, 5, 1, 5, 2], logits=10)) == [[2, 4, 0], [1, 3]]
-    assert list(language._blocks([3, 5], logits=1000)) == [[0], [1]]  # one text at least
-    assert list(language._blocks([], logits=1)) == []
+    monkeypatch.setattr(language, "SCORED_NUMBERS", 100)
+    assert list(language._blocks([30, 50, 10, 50, 20])) == [[2, 4, 0], [1, 3]]
+    assert list(language._blocks([3000, 5000])) == [[0], [1]]  # one text at least
+    assert list(language._blocks([])) == []
+
+
+def test_the_budget_counts_logits_keys_and_values(monkeypatch):
+    costs, blocks = [], language._blocks
+    monkeypatch.setattr(language, "_blocks", lambda found: costs.append(found) or blocks(found))
+    ids, labels = language.build_inputs([[5, 6], [7]], eos_id=9)
+    prefix = torch.zeros(3, 10, 32)
+    for kind, held in (("llama", 3 * 2 * 2 * 2 * 10 * 8), ("mamba", 0)):  # clips, layers, keys and values, heads...
+        language.log_likelihood(families.tiny_lm(kind), prefix, ids, labels)
+        assert costs.pop() == [3 * 384 * 3 + held, 3 * 384 * 2 + held]
 
 
 # ---- loading ----
