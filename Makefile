@@ -6,8 +6,8 @@ RUN := .venv/bin/python
 DATA := data/sample
 RESULTS := results/sample
 # The sample's recipe; the scripts' own defaults are the published one.
-RECIPE := --llm sample/qwen2 --num-queries 16 --batch-size 32 --accumulate 1 --lr 2e-3 --schedule cosine --warmup 0.05 \
-	--epochs 11
+RECIPE := --llm sample/qwen2 --num-queries 16 --batch-size 32 --gradient-accumulation-steps 1 --lr 2e-3 \
+	--schedule cosine --warmup 0.05 --epochs 11
 
 .PHONY: setup demo test lint clean
 
@@ -25,7 +25,7 @@ setup: .venv/installed
 demo: .venv/installed
 	$(RUN) -m sample render --data $(DATA)
 	$(RUN) preprocess_something_something_v2.py --data $(DATA) --splits train validation test \
-		--encoder sample/vjepa2 --frames 8
+		--encoder sample/vjepa2 --num-frames 8
 	$(RUN) prepare_annotations.py --data $(DATA)
 	$(RUN) train.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) $(RECIPE)
 	$(RUN) evaluate.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --split test \

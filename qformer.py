@@ -260,9 +260,9 @@ class VideoCaptioner(
         rows = [[row] if isinstance(row, str) else row for row in captions]
         ids, labels = self._build_inputs(caption for row in rows for caption in row)
         with self._autocast():
-            prefix = self.prefix(features, mask)
-            counts = torch.tensor([len(row) for row in rows], device=prefix.device)
-            return language.mean_nll(self.lm, prefix.repeat_interleave(counts, dim=0), ids, labels)
+            counts = torch.tensor([len(row) for row in rows], device=self.device)
+            prefix = self.prefix(features, mask).repeat_interleave(counts, dim=0, output_size=len(ids))
+            return language.mean_nll(self.lm, prefix, ids, labels)
 
     def log_likelihood(self, features: Tensor, texts: Sequence[str]) -> Tensor:
         """How likely each text is as each clip's caption: (B, N, D) and T texts -> (B, T).

@@ -6,35 +6,40 @@ and computed features is that of the worst token, of a random V-JEPA 2 as wide a
 """
 
 import argparse
+import re
+import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import shlex
-
 import torch
-from features.loader import FeatureLoader
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
 import dataset
 import evaluate
+import prepare_annotations
+import preprocess_something_something_v2 as preprocess
 import train
-from benchmarks import demo, measure
+from benchmarks import measure
 from features import cache
-from models import vjepa2 as vjepa
-from runtime import cli as arguments
-from runtime import files
-from sample import __main__ as sample
-from video.reader import Transform, read_frames
+from models.vjepa2 import VideoEncoder
+from runtime import cli, files
+from runtime.files import UserError
+from sample import world
+from video.reader import Transform, read_clip
 
 KINDS = {"float16": ("float16", 1), "int8": ("int8", 1), "int8, pool 2": ("int8", 2)}
 WANTED = {"float16": "8.39 MB", "int8": "<= 4.21 MB", "int8, pool 2": "<= 1.06 MB"}
 CLIPS = 8  # files of each kind that are read back
 GRIDS = {"real": ((16, 16, 16), 1024), "small": ((4, 4, 4), 64)}  # ViT-L's, 32 frames of 256 x 256 pixels
+
+
+def recipe(pattern: str) -> str:
+    """The Makefile's line from `pattern` on, with the sample's models by their whole paths."""
+    lines = re.sub(r"\\\n\s*", "", (measure.SAMPLE.parent / "Makefile").read_text())
+    found = re.search(pattern, lines).group()
+    return re.sub(r"(?<=\s)sample/(?=\w+2\b)", f"{measure.SAMPLE}/", found)
 
 
 def files_of(kind: str, size: str, folder: Path, runs: int) -> list[str]:
@@ -47,7 +52,7 @@ def files_of(kind: str, size: str, folder: Path, runs: int) -> list[str]:
         cache.save(folder / f"{name}.pt", cache.quantize(torch.randn(tokens, dim), dtype, pool, grid))
 
     def read() -> None:
-        for _, packed in FeatureLoader(folder, [[name] for name in names]):
+        for packed in dataset.feature_batches(folder, [[name] for name in names], workers=0):
             cache.dequantize(packed)
 
     seconds = measure.times({kind: read}, runs)[kind]
@@ -71,8 +76,8 @@ def wide_features(size: str, depth: int) -> tuple[Tensor, cache.Grid]:
     )
     torch.manual_seed(0)
     model = VJEPA2Model(config).eval()
-    clip = sample.render_clip(next(iter(sample.choose_clips({"train": 1}, 0)["train"].values())), frames=frames)
-    look = Transform(16 * grid[1], False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    clip = world.render_clip(next(iter(world.choose_clips({"train": 1}, 0)["train"].values())), frames=frames)
+    look = Transform(16 * grid[1])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.mean, look.std))
     pixels = (look.apply(clip).float() / 255 - mean) / std
     with torch.no_grad():
@@ -81,13 +86,11 @@ def wide_features(size: str, depth: int) -> tuple[Tensor, cache.Grid]:
 
 def sample_features(data: Path, flags: str, clips: int) -> tuple[Tensor, cache.Grid]:
     """Features (B, N, D) of the sample's validation clips from its own encoder."""
-    args = argparse.ArgumentParser()
-    args.add_argument("--encoder"), args.add_argument("--frames", type=int)
-    known, _ = args.parse_known_args(shlex.split(flags))
-    encoder = vjepa.VideoEncoder(known.encoder, "cpu", known.frames)
+    args = preprocess.parse(shlex.split(flags))
+    encoder = VideoEncoder(args.encoder, "cpu", args.num_frames)
     layout = dataset.check_data(data)
     chosen = [layout.video(record["id"]) for record in dataset.read_split(data, "validation")[:clips]]
-    frames = [encoder.transform.apply(read_frames(path, encoder.frames)) for path in chosen]
+    frames = [read_clip(path, encoder.frames, encoder.transform)[0] for path in chosen]
     return encoder.encode(torch.stack(frames)), encoder.grid
 
 
@@ -115,7 +118,7 @@ def scores(args: argparse.Namespace) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as work:
         for kind, (dtype, pool) in KINDS.items():
             root = Path(work) / kind
-            data = demo.encoded(args.data, root / "data", f"{args.encode} --dtype {dtype} --pool {pool}")
+            data = encoded(args.data, root / "data", f"{args.encode} --dtype {dtype} --pool {pool}")
             found = [score(data, root, args.train, seed, args.split) for seed in args.seeds]
             spread = f"{statistics.stdev(found):.3f}" if len(found) > 1 else ""
             size = cache.bytes_per_clip(cache.read_config(data / "features"))
@@ -124,25 +127,44 @@ def scores(args: argparse.Namespace) -> list[list[str]]:
     return rows
 
 
+def encoded(data: Path, folder: Path, flags: str) -> Path:
+    """The dataset `data` in `folder` with features of its own, by links to its videos and labels."""
+    layout = dataset.check_data(data)
+    if not layout.videos.is_dir():
+        raise UserError(f"there are no videos in {layout.videos}; make demo renders the sample")
+    folder.mkdir(parents=True)
+    for entry in data.iterdir():
+        if entry.name not in (layout.features.name, layout.annotations.name):
+            (folder / entry.name).symlink_to(entry.resolve())
+    prepare_annotations.main(["--data", str(folder)])
+    splits = [split for split in dataset.SPLITS if dataset.Layout(folder).ready(split).exists()]
+    preprocess.main(["--data", str(folder), "--splits", *splits, *shlex.split(flags)])
+    return folder
+
+
 def score(data: Path, root: Path, flags: str, seed: int, split: str) -> float:
     """CIDEr on `split` of one run of training."""
     out = ["--data", data, "--checkpoint", root / f"{seed}.pt", "--results", root / f"{seed}"]
     out = list(map(str, out))
     if code := train.main([*out, *shlex.split(flags), "--seed", str(seed)]):
-        sys.exit(code)  # interrupted: there is nothing to score
+        raise SystemExit(code)  # interrupted: there is nothing to score
     evaluate.main([*out, "--split", split, "--no-meteor"])
     return files.read_json(root / f"{seed}" / "evaluation.json", "the scores")["metrics"]["CIDEr"]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print the tables."""
-    parser = measure.parser(__doc__.splitlines()[0])
-    demo.add_flags(parser)
-    parser.add_argument("--size", choices=GRIDS, default="real", help="of the files and of the random encoder")
-    parser.add_argument("--depth", type=arguments.count, default=2, help="layers of the random encoder")
-    parser.add_argument("--clips", type=arguments.count, default=50, help="of the sample, whose features are compared")
-    parser.add_argument("--score", action="store_true", help="run the sample's recipe on each kind of features")
-    parser.add_argument("--split", choices=dataset.SPLITS, default="test", help="what --score scores")
+    parser = measure.parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/sample"), help="the sample, rendered (make demo does it)")
+    add("--encode", default=recipe("--encoder .*"), help="flags of preprocess_something_something_v2.py")
+    add("--train", default=recipe("RECIPE := .*").split(":= ", 1)[1], help="flags of train.py")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each setting")
+    add("--size", choices=GRIDS, default="real", help="of the files and of the random encoder")
+    add("--depth", type=cli.count, default=2, help="layers of the random encoder")
+    add("--clips", type=cli.count, default=50, help="of the sample, whose features are compared")
+    add("--score", action="store_true", help="run the sample's recipe on each kind of features")
+    add("--split", choices=dataset.SPLITS, default="test", help="what --score scores")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.score:
@@ -164,4 +186,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

@@ -4,15 +4,9 @@ The videos are made up, the Q-Former is not trained, the other two models are th
 what is in memory. Decoders count too.
 """
 
-import multiprocessing
-import os
-import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import av
 import numpy as np
@@ -21,13 +15,11 @@ import torch
 import infer
 from benchmarks import measure
 from models import checkpoint
+from models.language_model import PROMPT
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer
-from runtime import cli as arguments
-from runtime import files
-from sample import __main__ as sample
+from runtime import cli, files
 
-MODELS = Path(sample.__file__).parent
 FPS = 12
 
 
@@ -49,36 +41,34 @@ def make_video(path: Path, minutes: float, width: int, height: int) -> None:
 def make_checkpoint(path: Path) -> None:
     """The sample's Q-Former before its first step."""
     torch.manual_seed(0)
-    encoder = VideoEncoder(str(MODELS / "vjepa2"), "cpu", 8)
+    encoder = VideoEncoder(str(measure.SAMPLE / "vjepa2"), "cpu", 8)
     qformer = QFormer(num_queries=16, dim=128, visual_dim=128)
     features = encoder.cache_config("float16", 1).to_dict()
-    config = {"llm": str(MODELS / "qwen2"), "prompt": "a video showing:", "features": features}
+    config = {"llm": str(measure.SAMPLE / "qwen2"), "prompt": PROMPT, "features": features}
     checkpoint.write(path, checkpoint.Checkpoint({**config, "qformer": qformer.config}, qformer.state_dict()))
 
 
 def caption(work: Path, video: Path, flags: list[str], threads: int) -> tuple[float, float, int]:
-    """Seconds, highest resident bytes with all children, and captions of one run."""
+    """Seconds, bytes of all processes at their peak, and captions of one run."""
     torch.set_num_threads(threads)
     words = ["--checkpoint", str(work / "checkpoint.pt"), "--video", str(video), "--results", str(work / video.stem)]
     begun = time.perf_counter()
-    with measure.Sampler(lambda: measure.resident_tree(os.getpid()), seconds=0.2) as resident:
+    with measure.Memory() as memory:
         if code := infer.main([*words, *flags]):
             raise RuntimeError(f"infer.py ended with {code}")
     took = time.perf_counter() - begun
     windows = files.read_json(work / video.stem / "inference" / f"{video.stem}.json", "the timeline")["windows"]
-    return took, max(value for _, value in resident.values), len(windows)
+    return took, max(memory.values), len(windows)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Caption both, and print the table."""
-    parser = measure.parser(__doc__.splitlines()[0], runs=None)
-    parser.add_argument(
-        "--minutes", type=arguments.positive, nargs="+", default=[10, 120], help="lengths of the videos"
-    )
-    parser.add_argument("--window", type=arguments.positive, default=4.0, help="seconds, as infer.py's")
-    parser.add_argument("--stride", type=arguments.positive, default=2.0, help="seconds, as infer.py's")
-    parser.add_argument("--width", type=arguments.count, default=320, help="of the videos, in pixels")
-    parser.add_argument("--height", type=arguments.count, default=240, help="of the videos, in pixels")
+    parser = measure.parser(__doc__, runs=None)
+    parser.add_argument("--minutes", type=cli.positive, nargs="+", default=[10, 120], help="lengths of the videos")
+    parser.add_argument("--window", type=cli.positive, default=4.0, help="seconds, as infer.py's")
+    parser.add_argument("--stride", type=cli.positive, default=2.0, help="seconds, as infer.py's")
+    parser.add_argument("--width", type=cli.count, default=320, help="of the videos, in pixels")
+    parser.add_argument("--height", type=cli.count, default=240, help="of the videos, in pixels")
     args = parser.parse_args(argv)
     flags = ["--window", str(args.window), "--stride", str(args.stride)]
     rows = []
@@ -88,12 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         for minutes in args.minutes:
             video = work / f"{minutes:g}.mp4"
             make_video(video, minutes, args.width, args.height)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                took, peak, windows = pool.submit(caption, work, video, flags, args.threads).result()
+            took, peak, windows = measure.in_child(caption, work, video, flags, args.threads)
             rows.append([f"{minutes:g} min", f"{windows:,}", f"{took:.0f}", f"{peak / 1e6:.0f}"])
     header = ("video", "windows", "seconds", "MB at the peak, all processes")
     measure.report(__file__, f"Captioning a long video, {args.width} x {args.height}, {FPS} fps", header, rows)
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

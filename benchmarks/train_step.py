@@ -1,26 +1,36 @@
-"""A training step (forward, backward, AdamW): time, FLOPs, captions a second and peak memory, against the textbook.
+"""A training step (forward, backward, AdamW): time, operations, captions a second and memory, against the reference.
 
-The textbook's step projects all patch tokens, makes logits at all positions and reads one caption a pass. Both have
+The reference's step projects all patch tokens, makes logits at all positions and reads one caption a pass. Both have
 the same language model, initial weights and features, and dropout as in training. Captions a second count the
-textbook's passes, one caption a clip each, against passes in which a clip's captions share its prefix.
+reference's passes, one caption a clip each, against passes that read a clip once for all its captions.
+
+The cost of Something-Something V2 is counted, not measured: operations at the published sizes, and hours at a rate
+that is for you to say: what your GPU sustains in half precision, a third to a half of what its maker prints.
 """
 
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
+from transformers import VJEPA2Config, VJEPA2Model
+from transformers.initialization import no_init_weights
 
-import qformer
-from benchmarks import measure, sizes
-from runtime import cli as arguments
-from runtime import files
+import dataset
+import train
+from benchmarks import measure
+from features import cache
+from runtime import cli, files
 from tests.reference import textbook_loss
 
+PARTS = ("memory", "flops", "times", "cost", "long")
+CLIPS = {"train": 168_913, "validation": 24_777}  # of Something-Something V2
+ENCODER = {  # real: facebook/vjepa2-vitl-fpc64-256; its predictor is not used
+    "real": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "crop_size": 256},
+    "small": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "crop_size": 64},
+}
+FRAMES = 32
 TOKENS = 12  # of a caption
 COUNTED_BATCH = 8  # clips in the batch whose FLOPs are counted
 Step = Callable[[], Tensor]
@@ -43,28 +53,29 @@ def optimized(model: nn.Module, loss: Step) -> Step:
 class Sides:
     """The two losses on one batch of clips, over one language model."""
 
-    def __init__(self, size: sizes.Size, batch: int) -> None:
-        self.captioner = sizes.captioner(size).train()
-        _, textbook = sizes.qformers(size)
+    def __init__(self, size: measure.Size, batch: int) -> None:
+        self.captioner = measure.captioner(size).train()
+        _, textbook = measure.qformers(size)
         self.textbook = textbook.train()
         torch.manual_seed(1)
-        self.features = sizes.features(size, batch)
+        self.features = measure.features(size, batch)
         self.batch = batch
 
     def product(self, captions: int) -> Step:
         """The product's loss, with so many captions a clip."""
-        rows = [sizes.captions(captions, TOKENS)] * self.batch
+        rows = [measure.captions(captions, TOKENS)] * self.batch
         return lambda: self.captioner.loss(self.features, rows)
 
     def reference(self) -> Step:
-        """The textbook's loss, one caption a clip."""
-        told = self.captioner
-        ids = [told.caption_ids(caption) for caption in sizes.captions(1, TOKENS)] * self.batch
-        arguments = (told.text, ids, told.eos_id, told.pad_id)
-        return lambda: textbook_loss(told.lm, self.textbook, self.features, *arguments)
+        """The reference's loss, one caption a clip."""
+        captioner = self.captioner
+        ids = [captioner.caption_ids(caption) for caption in measure.captions(1, TOKENS)] * self.batch
+        return lambda: textbook_loss(
+            captioner.lm, self.textbook, self.features, captioner.prompt_ids, ids, captioner.eos_id, captioner.eos_id
+        )
 
     def step(self, captions: int | None) -> Step:
-        """The product's training step, or with None the textbook's."""
+        """The product's training step, or with None the reference's."""
         if captions is None:
             return optimized(self.textbook, self.reference())
         return optimized(self.captioner.qformer, self.product(captions))
@@ -72,58 +83,124 @@ class Sides:
 
 def one_step(size: str, batch: int, captions: int | None) -> Step:
     """A step in a process of its own; what libraries set up once is no part of it, and comes before."""
-    Sides(sizes.SIZES["small"], batch).step(captions)()
-    return Sides(sizes.SIZES[size], batch).step(captions)
+    Sides(measure.SIZES["small"], batch).step(captions)()
+    return Sides(measure.SIZES[size], batch).step(captions)
 
 
-def flops(size: sizes.Size, captions: int | None) -> int:
-    """Of a forward and backward pass.
-
-    Which logits the labels choose depends on their values, which are not there: the mean of all that were made
-    stands in, with the same matrix products.
-    """
+def flops(size: measure.Size, captions: int | None) -> int:
+    """Of a forward and backward pass."""
 
     def prepare() -> Step:
         sides = Sides(size, COUNTED_BATCH)
         loss = sides.reference() if captions is None else sides.product(captions)
         return lambda: loss().backward()
 
-    with patch.object(qformer, "_mean_nll", lambda logits, packed, count: logits.float().mean().expand(count)):
+    return measure.flops(prepare)
+
+
+def encoder_flops(size: str) -> int:
+    """Of encoding one clip."""
+
+    def prepare() -> Callable[[], object]:
+        predictor = {"pred_hidden_size": 12, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
+        with no_init_weights():
+            encoder = VJEPA2Model(VJEPA2Config(**ENCODER[size], **predictor, frames_per_clip=FRAMES)).encoder
+        edge = ENCODER[size]["crop_size"]
+        clip = torch.empty(1, FRAMES, 3, edge, edge)
+        return lambda: encoder(clip)
+
+    with torch.no_grad():
         return measure.flops(prepare)
 
 
+def cost(size: str, captions: list[int], epochs: int, rate: float) -> list[list[str]]:
+    """Rows: operations of encoding SSv2's clips and of training on them, and hours at `rate` TFLOP a second."""
+    clips = sum(CLIPS.values())
+    work = {f"encode {clips:,} clips": encoder_flops(size) * clips}
+    for count in captions:
+        name = f"train {epochs} epochs of {CLIPS['train']:,} clips, {count} caption(s) a clip"
+        work[name] = flops(measure.SIZES[size], count) / COUNTED_BATCH * CLIPS["train"] * epochs
+    return [[name, f"{total / 1e15:,.3g}", f"{total / rate / 3.6e15:,.1f}"] for name, total in work.items()]
+
+
+def long_run(work: Path, steps: int, threads: int) -> tuple[float, float]:
+    """Bytes of all processes early and late in `steps` steps of train.py, on the sample's language model."""
+    torch.set_num_threads(threads)
+    layout, clips = dataset.Layout(work / "data"), 64
+    for split, count in (("train", clips), ("validation", 1)):
+        records = [{"id": str(number), "label": measure.captions(1, TOKENS)} for number in range(count)]
+        for record in records:
+            cache.save(layout.feature_folder(split) / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
+        files.write_json(layout.ready(split), records)
+    words = f"--batch-size 4 --accumulate 1 --num-queries 16 --max-new-tokens 4 --epochs {-(-steps // (clips // 4))}"
+    places = ["--data", layout.data, "--llm", measure.SAMPLE / "qwen2", "--checkpoint", work / "checkpoint.pt"]
+    with measure.Memory() as memory:
+        train.main([*map(str, places), "--results", str(work / "results"), *words.split()])
+    return memory.early_and_late
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Compare, and print the table."""
-    parser = measure.parser(__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=sizes.SIZES, default="real", help="of the models; real needs 10 GB of memory")
-    parser.add_argument("--batch", type=arguments.count, default=2, help="clips")
-    parser.add_argument("--captions", type=arguments.count, nargs="+", default=[1, 4, 14], help="captions a clip")
-    parser.add_argument("--only", choices=("times", "flops", "memory"), nargs="+", help="leave the others out")
+    """Compare, and print the tables."""
+    parser = measure.parser(__doc__)
+    add = parser.add_argument
+    add("--size", choices=measure.SIZES, default="real", help="of the models; real needs 10 GB of memory")
+    add("--batch", type=cli.count, default=2, help="clips")
+    add("--captions", type=cli.count, nargs="+", default=[1, 4, 14], help="captions a clip")
+    add("--only", choices=PARTS, nargs="+", default=PARTS, help="what to measure")
+    add("--rate", type=cli.positive, default=20.0, help="TFLOP a second that a GPU sustains")
+    add("--epochs", type=cli.count, default=10, help="of training, for the cost")
+    add("--steps", type=cli.count, default=2000, help="of the long run")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    size, only = sizes.SIZES[args.size], args.only or ("times", "flops", "memory")
-    names = {None: "textbook", **{count: f"{count} a clip" for count in args.captions}}
-    rows = []
-    if "memory" in only:  # before this process has a language model of its own
-        peaks = {
-            side: measure.peak_memory(one_step, args.size, args.batch, side, threads=args.threads) for side in names
-        }
-        for count in args.captions:
-            share = f"{peaks[count] / max(peaks[None], 1):.2f}"
-            rows.append(_row(count, "peak MB above the weights", [peaks[None] / 1e6, peaks[count] / 1e6], share, 0))
-    if "flops" in only:
-        counted = {side: flops(size, side) / 1e12 for side in names}
-        for count in args.captions:
-            gain = f"{count * counted[None] / counted[count]:.2f} x"
-            what = f"TFLOP of a batch of {COUNTED_BATCH}"
-            rows.append(_row(count, what, [counted[None], counted[count]], gain, 3 if args.size == "real" else 6))
-    if "times" in only:
+    size, rows = measure.SIZES[args.size], []
+    if "memory" in args.only:  # before this process has a language model of its own
+        rows += memory_rows(args.size, args.batch, args.captions, args.threads)
+    if "flops" in args.only:
+        rows += flops_rows(size, args.captions, 3 if args.size == "real" else 6)
+    if "times" in args.only:
         rows += timed(Sides(size, args.batch), args.captions, args.runs)
-    title = f"Training step, {args.size} size, batch {args.batch}, captions of {TOKENS} tokens"
-    notes = (
-        "wanted, one caption a clip: 1.35 x, <= 3.70 TFLOP, memory <= 0.70; captions/s: 4 a clip 3.9 x, 14 a clip 6 x"
-    )
-    measure.report(__file__, title, ("captions a clip", "what", "textbook", "product", "gain"), rows, notes)
+    if rows:
+        title = f"Training step, {args.size} size, batch {args.batch}, captions of {TOKENS} tokens"
+        measure.report(__file__, title, ("captions a clip", "what", "reference", "product", "gain"), rows)
+    if "cost" in args.only:
+        title = f"What Something-Something V2 costs at {args.rate:g} TFLOP/s, {args.size} size"
+        rows = cost(args.size, args.captions, args.epochs, args.rate)
+        measure.report(__file__, title, ("", "PFLOP", "hours"), rows)
+    if "long" in args.only:
+        with tempfile.TemporaryDirectory() as work:
+            early, late = measure.in_child(long_run, Path(work), args.steps, args.threads)
+        row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / early - 1):+.1f} %", "<= +5 %"]
+        title = f"Memory of training over {args.steps} steps, all processes"
+        measure.report(__file__, title, ("MB early", "MB late", "growth", "wanted"), [row])
+
+
+def memory_rows(size: str, batch: int, captions: list[int], threads: int) -> list[list[str]]:
+    """Rows of peak memory."""
+    sides = [None, *captions]
+    peaks = {side: measure.peak_memory(one_step, size, batch, side, threads=threads) for side in sides}
+    return [
+        _row(count, "peak MB above the weights", [peaks[None] / 1e6, peaks[count] / 1e6], _share(peaks, count), 0)
+        for count in captions
+    ]
+
+
+def _share(peaks: dict[int | None, int], count: int) -> str:
+    return f"{peaks[count] / max(peaks[None], 1):.2f}"
+
+
+def flops_rows(size: measure.Size, captions: list[int], digits: int) -> list[list[str]]:
+    """Rows of operations."""
+    counted = {side: flops(size, side) / 1e12 for side in (None, *captions)}
+    return [
+        _row(
+            count,
+            f"TFLOP of a batch of {COUNTED_BATCH}",
+            [counted[None], counted[count]],
+            f"{count * counted[None] / counted[count]:.2f} x",
+            digits,
+        )
+        for count in captions
+    ]
 
 
 def timed(sides: Sides, captions: list[int], runs: int) -> list[list[str]]:
@@ -132,8 +209,8 @@ def timed(sides: Sides, captions: list[int], runs: int) -> list[list[str]]:
         losses = [float(loss()) for loss in (_in_eval(sides, sides.reference()), _in_eval(sides, sides.product(1)))]
     rows = [["1", "loss before, dropout off", *(f"{loss:.6f}" for loss in losses), ""]]
     for count in captions:  # each beside the textbook alone: the memory that one leaves behind changes another's time
-        seconds = measure.times({"textbook": sides.step(None), "product": sides.step(count)}, runs)
-        textbook, mine = seconds["textbook"], seconds["product"]
+        seconds = measure.times({"reference": sides.step(None), "product": sides.step(count)}, runs)
+        textbook, mine = seconds["reference"], seconds["product"]
         gain = f"{count * measure.paired(textbook, mine):.2f} x"
         rows.append([str(count), "seconds a step", measure.spread(textbook), measure.spread(mine), ""])
         rates = [sides.batch / measure.median(textbook), count * sides.batch / measure.median(mine)]
@@ -156,4 +233,4 @@ def _row(count: int, what: str, values: list[float], gain: str, digits: int) -> 
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

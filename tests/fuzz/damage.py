@@ -90,23 +90,28 @@ def damage_bytes(content: bytes, random: Random) -> bytes:
     """One kind of damage at a random place."""
     data, size = bytearray(content), max(1, len(content))
     at, length = int(random.integers(size)), int(random.integers(1, max(2, size // 4)))
-    match int(random.integers(8)):
+    match int(random.integers(10)):
         case 0:  # cut off
             return bytes(data[:at])
-        case 1:  # a hole of zeros
+        case 1:  # the beginning missing
+            return bytes(data[at:])
+        case 2:  # a hole of zeros
             data[at : at + length] = bytes(len(data[at : at + length]))
-        case 2:  # a stretch of noise
+        case 3:  # a stretch of noise
             data[at : at + length] = random.bytes(len(data[at : at + length]))
-        case 3:  # bytes changed here and there
+        case 4:  # bytes changed here and there
             for place in random.integers(size, size=int(random.integers(1, 40))):
                 data[place : place + 1] = random.bytes(1)
-        case 4:  # a part missing
+        case 5:  # bytes changed among the headers, sizes and times among them
+            for place in random.integers(min(size, 600), size=int(random.integers(1, 12))):
+                data[place : place + 1] = bytes([int(random.choice([0, 1, 0x7F, 0x80, 0xFF]))])
+        case 6:  # a part missing
             del data[at : at + length]
-        case 5:  # a part twice
+        case 7:  # a part twice
             data[at:at] = data[at : at + length]
-        case 6:  # noise, or nothing
+        case 8:  # noise, or nothing
             return random.bytes(int(random.integers(0, 5000)))
-        case 7:  # text
+        case 9:  # text
             return b"<html><body>404 Not Found</body></html>"
     return bytes(data)
 

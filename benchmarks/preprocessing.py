@@ -1,0 +1,150 @@
+"""How near preprocessing is to its limit: all of it, against encoding alone and decoding alone; its memory over time.
+
+Clips are 240 pixels high and VP9 in WebM, as Something-Something V2's, drawn here; the encoder is a random V-JEPA 2.
+Wall time is that of preprocess_something_something_v2.py from its first line to its last, models loaded and workers
+started. The limit is the largest of encoding alone, decoding alone / workers, and their CPU seconds together / cores.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from transformers import VJEPA2Config, VJEPA2Model
+
+import dataset
+import preprocess_something_something_v2 as preprocess
+from benchmarks import measure
+from models.vjepa2 import VideoEncoder
+from runtime import cli, files
+from sample import __main__ as sample
+from video.reader import read_clip
+
+SIZE = (320, 240)
+FRAMES = 48  # of a clip: four seconds of 12 a second
+DRAWN = 24  # different clips; the rest are copies
+
+
+def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) -> Path:
+    """One clip's file; the noise of a camera makes decoding it as much work as a real one's."""
+    frames = sample.render_clip(clip, *size, FRAMES)
+    noise = torch.randint(0, 16, frames.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+    path = folder / f"{number}.webm"
+    sample.write_video(path, frames // 16 * 15 + noise.numpy())
+    return path
+
+
+def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE) -> list[Path]:
+    """A training split of `clips` clips of `size` (width, height), `DRAWN` different ones; the files."""
+    layout = dataset.Layout(data)
+    layout.videos.mkdir(parents=True)
+    chosen = list(sample.choose_clips({"train": min(clips, DRAWN)}, 0)["train"].values())
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        paths = list(pool.map(draw, range(len(chosen)), chosen, [size] * len(chosen), [layout.videos] * len(chosen)))
+    for number in range(len(paths), clips):
+        paths.append(Path(shutil.copy(paths[number % len(chosen)], layout.videos / f"{number}.webm")))
+    files.write_json(layout.labels / "train.json", [{"id": str(number)} for number in range(clips)])
+    return paths
+
+
+def make_encoder(folder: Path, hidden: int, layers: int, pixels: int, frames: int) -> Path:
+    """A random V-JEPA 2 in a local folder."""
+    sizes = {"crop_size": pixels, "frames_per_clip": frames, "hidden_size": hidden, "num_hidden_layers": layers}
+    predictor = {"pred_hidden_size": 12, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
+    config = VJEPA2Config(**sizes, num_attention_heads=max(1, hidden // 64), **predictor)
+    VJEPA2Model(config).save_pretrained(folder)
+    return folder
+
+
+def clocked(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall seconds, and CPU seconds of this process alone."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def rounds(args: argparse.Namespace, work: Path) -> list[dict[str, tuple[float, float]]]:
+    """Decoding alone, encoding alone and all of preprocessing, `args.runs` times in turns."""
+    data = work / "data"
+    paths = make_data(data, args.clips)
+    name = make_encoder(work / "encoder", args.hidden, args.layers, args.pixels, args.frames)
+    encoder = VideoEncoder(name, "cpu", args.frames)
+    batch = torch.stack([read_clip(paths[0], args.frames, encoder.transform)[0]] * args.batch_size)
+    flags = ["--data", str(data), "--splits", "train", "--encoder", str(name), "--num-frames", str(args.frames)]
+    flags += ["--workers", str(args.workers), "--batch-size", str(args.batch_size)]
+
+    def decode() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a worker has it
+        for path in paths:
+            read_clip(path, args.frames, encoder.transform)
+        torch.set_num_threads(threads)
+
+    def encode() -> None:
+        for start in range(0, args.clips, args.batch_size):
+            encoder.encode(batch[: args.clips - start])
+
+    def everything() -> None:
+        shutil.rmtree(data / "features", ignore_errors=True)
+        preprocess.main(flags)
+        if (written := len(list((data / "features" / "train").glob("*.pt")))) != args.clips:
+            raise RuntimeError(f"{written} of {args.clips} clips were encoded")
+
+    parts = {"decode": decode, "encode": encode, "all": everything}
+    return [{part: clocked(run) for part, run in parts.items()} for _ in range(args.runs)]
+
+
+def long_run(work: Path, clips: int, threads: int) -> tuple[float, float]:
+    """Bytes of all processes, decoders among them, early and late in preprocessing many small clips."""
+    torch.set_num_threads(threads)
+    make_data(work / "data", clips, size=(112, 84))
+    encoder = make_encoder(work / "encoder", hidden=64, layers=2, pixels=64, frames=8)
+    flags = ["--data", str(work / "data"), "--splits", "train", "--encoder", str(encoder), "--num-frames", "8"]
+    with measure.Memory() as memory:
+        preprocess.main([*flags, "--batch-size", "1"])
+    return memory.early_and_late
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, and print the tables."""
+    parser = measure.parser(__doc__, runs=3)
+    add = parser.add_argument
+    add("--clips", type=cli.count, default=800, help="clips to preprocess")
+    add("--workers", type=cli.count, default=preprocess.cores(), help="processes that decode")
+    add("--batch-size", type=cli.count, default=8, help="clips encoded at once")
+    add("--hidden", type=cli.count, default=192, help="the encoder's width")
+    add("--layers", type=cli.count, default=4, help="of the encoder")
+    add("--pixels", type=cli.count, default=128, help="that the encoder sees, each way")
+    add("--frames", type=cli.count, default=16, help="sampled of a clip")
+    add("--long", type=cli.count, metavar="CLIPS", help="instead: memory over a run of so many small clips")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as work:
+        if args.long:
+            early, late = measure.in_child(long_run, Path(work), args.long, args.threads)
+            row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / early - 1):+.1f} %", "<= +5 %"]
+            title = f"Memory of preprocessing {args.long} clips, all processes"
+            measure.report(__file__, title, ("MB early", "MB late", "growth", "wanted"), [row])
+            return
+        measured = rounds(args, Path(work))
+    rows, ratios = [], []
+    for parts in measured:
+        (decoding, decode_cpu), (encoding, encode_cpu), (wall, _) = (
+            parts[part] for part in ("decode", "encode", "all")
+        )
+        limits = (encoding, decoding / args.workers, (decode_cpu + encode_cpu) / (os.cpu_count() or 1))
+        ratios.append(wall / max(limits))
+        rows.append([*(f"{value:.2f}" for value in (*limits, wall)), f"{ratios[-1]:.3f}"])
+    rows.append(["median", "", "", "", f"{measure.median(ratios):.3f} (wanted: <= 1.10)"])
+    title = f"Preprocessing {args.clips} clips of {SIZE[0]}x{SIZE[1]}, {args.workers} workers; seconds"
+    header = ("encode alone", "decode alone / workers", "CPU of both / cores", "all", "all / largest")
+    measure.report(__file__, title, header, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
