@@ -365,8 +365,8 @@ def resume(run: Run, saved: Checkpoint) -> None:
         fixed = [key for key in (*FIXED_WITHIN_EPOCH, "clips") if before.get(key) != now[key]]
         if fixed and not args.eval_only:
             raise UserError(
-                f"{args.checkpoint} was saved within an epoch, with {flag(fixed[0])} at {before.get(fixed[0])!r:.80}, now "
-                f"{now[fixed[0]]}; go on with the same, or start anew with another --checkpoint"
+                f"{args.checkpoint} was saved within an epoch, with {flag(fixed[0])} at {before.get(fixed[0])!r:.80}, "
+                f"now {now[fixed[0]]}; go on with the same, or start anew with another --checkpoint"
             )
         for key in MAY_CHANGE:  # older checkpoints do not hold them
             if key in before and before[key] != now[key]:
@@ -375,7 +375,7 @@ def resume(run: Run, saved: Checkpoint) -> None:
                 )
         run.step, run.total, run.captions = progress["step"], progress["total"], progress["captions"]
         if not args.eval_only and run.step > len(plan(run)):
-            raise UserError(f"{args.checkpoint} is damaged: it was saved at step {run.step} of an epoch that has less")
+            raise UserError(f"{args.checkpoint} is damaged: it was saved at step {run.step} of a shorter epoch")
     if not checkpoint.load_optimizer(run.optimizer, saved.optimizer):
         run.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
     run.context.print_main(f"going on from {args.checkpoint}: epoch {run.epoch + 1}, step {run.step}")
