@@ -205,7 +205,9 @@ def _reversed(
         reader.ranks.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
-        reader.ranks.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
+        reader.ranks.print_main(
+            f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
+        )
     mine = {clip_id: videos[clip_id] for clip_id in reader.ranks.shard(chosen)}
     settings = (args.max_new_tokens, args.num_beams, args.clip_timeout)
     found = grounding.reversed_captions(reader.captioner, mine, args.batch_size, *settings, reader.check)
@@ -240,4 +242,4 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
 
 
 if __name__ == "__main__":
-    files.run(main)
+    arguments.run(main)

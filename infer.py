@@ -345,4 +345,4 @@ def report_on_screen(clips: list[Clip], folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    arguments.run(main)

@@ -99,4 +99,4 @@ def summary(train: list[dataset.Record], paraphrases: dict[str, list[str]]) -> l
 
 
 if __name__ == "__main__":
-    files.run(main)
+    arguments.run(main)

@@ -129,7 +129,10 @@ def encode_clips(
     jobs = ((clip, clip.video) for clip in clips if not cache.is_cached(path_of(clip), config))
     decoded = workers.read_clips(jobs, encoder.transform, encoder.frames)
     size = encoder.prepare(batch_size)
-    with tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if context.is_main else True) as bar, Writer(failures) as writer:
+    with (
+        tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if context.is_main else True) as bar,
+        Writer(failures) as writer,
+    ):
         for batch in batches(decoded, size):
             for clip, _, error, warning, *_ in batch:
                 if reason := error or (warning and f"{warning}; download it again"):

@@ -81,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=arguments.count, default=50, help="longest caption, in tokens")
     add("--save-every", type=arguments.count, default=50, help="optimizer steps between checkpoints within an epoch")
     add("--max-missing", type=arguments.amount, default=1.0, help="percent of a split's clips that may lack features")
-    add("--workers", type=arguments.count, default=2, help="threads that read features ahead")
+    add("--workers", type=int, default=2, help="processes that read features ahead; 0: this one reads them")
     add("--eval-only", action="store_true", help="only validate the checkpoint that is there")
     return parser.parse_args(argv)
 
@@ -257,7 +257,7 @@ class Trainer:
                 if not math.isfinite(loss) or not math.isfinite(norm.item()):
                     raise UserError(
                         f"the loss is not finite ({loss}, gradient {norm.item()}) at epoch {self.epoch + 1}, step "
-                        f"{self.step + 1}, clips {' '.join(clip_id for batch in step.batches for clip_id, _ in batch)}; {args.checkpoint} holds the last good state: "
+                        f"{self.step + 1}, clips {' '.join(i for batch in step.batches for i, _ in batch)}; {args.checkpoint} holds the last good state: "
                         "check these clips' features, lower --lr, or set --clip-norm"
                     )
                 self.optimizer.step()
@@ -396,4 +396,4 @@ def loss_line(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    files.run(main)
+    arguments.run(main)

@@ -7,7 +7,6 @@ The page is one file that opens from disk. Its captions travel as JSON and reach
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ import jinja2
 from markupsafe import Markup
 
 from runtime import files
+from runtime.files import shown
 
 # A clip may have 14 paraphrases; on a page of 24,777 clips the rest would double its size and nobody reads them.
 REFERENCES_SHOWN = 5
-
-# Control characters, text-direction overrides and halves of surrogate pairs: they can hide or reverse what a
-# caption says. Joiners (U+200C, U+200D) stay: Persian and emoji need them.
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\uffff]")
 
 
 def write_page(
@@ -68,11 +64,6 @@ def relative(target: Path | str, page: Path | str) -> str:
         return Path(os.path.relpath(target, Path(page).parent)).as_posix()
     except ValueError:  # Windows: on another drive
         return os.path.abspath(target)
-
-
-def shown(text: str) -> str:
-    """Text as the page shows it: what could hide or reverse a caption becomes a visible replacement character."""
-    return _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def _embedded(value: Any) -> Markup:

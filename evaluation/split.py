@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import dataset
 from dataset import Layout, Record, feature_batches
 from evaluation import report
 from features import cache

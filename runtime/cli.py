@@ -1,10 +1,24 @@
-"""The command line, and numbers on it that are checked where they are read."""
+"""The command line: numbers that are checked where they are read, and mistakes that are told in one line."""
 
 import argparse
+import difflib
+import errno
 import math
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from runtime.files import UserError
+import torch
+
+from runtime.files import UserError, printable
+from runtime.signals import Interrupted
+
+# What to do about a disk's errors. Those that come in the middle of the work have spoiled nothing.
+_ADVICE = {
+    **dict.fromkeys(("EACCES", "EPERM", "EROFS"), "check its permissions, or name another place"),
+    **dict.fromkeys(("ENOTDIR", "EEXIST"), "a file is in the way: name another place"),
+    **dict.fromkeys(("ENOSPC", "EFBIG", "EDQUOT", "EIO"), "everything written before is still good"),
+}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -21,37 +35,91 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are told like all others: in one line, once, with exit code 2."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=_Help)
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        super().__init__(description=description, formatter_class=_Help, **options)
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Flags that belong together, under a title of their own in --help."""
+        return self.add_argument_group(title)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+        """Raises: UserError for a flag that is not there, with the one that is most like it."""
+        found, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
+            self.error(f"there is no {word}" + (f": did you mean {near[0]}?" if near else ""))
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raises: UserError."""
         raise UserError(f"{message}; see python {self.prog} --help")
 
 
-def count(text: str) -> int:
-    """A whole number, 1 or more."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+def _number(kind: type, fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return number
 
 
-def amount(text: str) -> float:
-    """A number, 0 or more."""
-    if not 0 <= (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
+count = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
+amount = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or more")
+positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+probability = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
-    if (value := amount(text)) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return value
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag --device, for `device`."""
+    where = "what computes: cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)"
+    parser.add_argument("--device", help=where)
 
 
-def probability(text: str) -> float:
-    """A number from 0 to below 1."""
-    if (value := amount(text)) >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return value
+def device(name: str | None) -> torch.device:
+    """The device that --device names. Raises: UserError where there is no such device."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if cuda else "cpu")
+    kind, _, number = name.partition(":")
+    usable = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if kind not in usable or not (number or "0").isdecimal() or int(number or 0) >= usable[kind]:
+        cards = ", ".join(f"cuda:{i}" for i in range(cuda)) or "no cuda"
+        raise UserError(f"--device {name}: there is no such device here; there is cpu, and {cards}")
+    return torch.device(name)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script's main: a user's mistake is one line and exit code 2, a failing disk one line and code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal or pipe whose encoding lacks a caption's letters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = main()
+    except BrokenPipeError:
+        code = 1
+    except (UserError, Interrupted, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+        message, code = _explain(error)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    sys.exit(code or 0)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return "interrupted", getattr(error, "code", 130)
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        advice = _ADVICE.get(errno.errorcode.get(error.errno))
+        return f"{error.strerror or error}{where}" + (f"; {advice}" if advice else ""), 1
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    # torch's error where the CPU's memory is not enough has no class of its own.
+    if isinstance(error, RuntimeError) and not on_gpu and "can't allocate memory" not in str(error):
+        raise error
+    where = "the GPU's memory" if on_gpu else "memory"
+    return f"{where} is not enough; use smaller batches; everything written before is still good", 1

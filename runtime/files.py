@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and errors that people can act on.
+"""Files that appear whole or not at all, and text that a terminal and a page can show.
 
 Every file of this project is written beside its final name, flushed to the disk and renamed, so that a
 process killed at any moment leaves either the old file or the new one, never half of one.
@@ -10,15 +10,24 @@ import glob
 import json
 import os
 import pickle
+import re
 import shutil
-import sys
+import struct
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+# What torch.load raises on damaged bytes, found by damaging files at every place: it differs by where the damage is.
+_DAMAGED = (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, AssertionError, struct.error)
+
+# Control characters, text-direction overrides and halves of surrogate pairs: they can hide or reverse what a
+# caption says. Joiners (U+200C, U+200D) stay: Persian and emoji need them.
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\uffff]")
 
 
 class UserError(Exception):
@@ -33,34 +42,24 @@ class Vanished(UserError):
     code = 1
 
 
-def write_atomic(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write(file)` on a new file beside `path`, flush it to the disk, and rename it to `path`.
 
-    On any failure (disk full, folder read-only) `path` is as it was before and the new file is gone. `write` may be
-    called again, on another file.
+    On any failure (disk full, folder read-only) `path` is as it was before and the new file is gone.
     """
     path = Path(path)
+    # Each writer has a name of its own, so that two runs that meet in one folder do not write into one file.
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        _write_and_rename(path, write)
-    except FileNotFoundError:  # another run that starts in this folder took the unfinished file for a dead run's
-        _write_and_rename(path, write)
-
-
-def _write_and_rename(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = None
-    try:
-        # A name of its own for each writer: two runs that meet in one folder do not write into one file.
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(beside, path)
     except BaseException as error:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         if isinstance(error, OSError):
             error.filename = str(path)  # not the unfinished one's name, or none at all
         raise
@@ -68,25 +67,16 @@ def _write_and_rename(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def check_writable(folder: Path | str) -> None:
     """Make the folder and write into it, so that a run fails before its work and not after. Raises: OSError."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def remove_unfinished(path: Path | str) -> None:
     """Remove what processes that were killed had not finished of `path`; what grew in the last minute is let be."""
-    path = Path(path)
-    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for beside in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - beside.stat().st_mtime > 60:
                 beside.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -101,15 +91,9 @@ def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all; nothing to do where they are one file."""
-    if target.exists() and target.samefile(source):
-        return
-    with open(source, "rb") as file:
-
-        def write(beside: BinaryIO) -> None:
-            file.seek(0)
-            shutil.copyfileobj(file, beside, 1 << 20)
-
-        write_atomic(target, write)
+    if not (target.exists() and target.samefile(source)):
+        with open(source, "rb") as file:
+            write_atomic(target, lambda beside: shutil.copyfileobj(file, beside, 1 << 20))
 
 
 def read_json(path: Path | str, what: str) -> Any:
@@ -144,60 +128,33 @@ def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
     """torch.load of tensors and plain values only: a pickle that would run code is refused.
 
     Tensors come to the CPU; `mmap` leaves their bytes in the page cache until they are used.
-    Raises: UserError where the file is missing, truncated, or holds anything but tensors and plain values.
+    Raises: UserError where the file is missing, damaged, or holds anything else.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise UserError(f"{what}: there is no file {path}") from None
-    except PermissionError:
-        raise UserError(f"{what}: {path} cannot be read; check its permissions") from None
     except pickle.UnpicklingError:
-        raise UserError(
-            f"{what}: {path} holds more than tensors and plain values, or is damaged; "
-            "it was refused and nothing in it was run"
-        ) from None
-    # What torch.load raises on damaged bytes is not documented and differs by where the damage is.
-    except Exception as error:
+        reason = "holds more than tensors and plain values, or is damaged; it was refused and nothing in it was run"
+        raise UserError(f"{what}: {path} {reason}") from None
+    except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: torch seeks before a short file
             raise
         raise UserError(f"{what}: {path} is damaged or not a .pt file; make it again") from None
 
 
-def tell(line: str, _error: BaseException) -> None:
-    """Print an error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def run(main: Callable[[], Any], tell: Callable[[str, BaseException], None] = tell) -> None:
-    """Run a script's main: a user's mistake is one line and exit code 2, a failing disk one line and code 1."""
-    try:
-        code = main()
-    except BrokenPipeError:
-        sys.exit(1)
-    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
-        message, code = _explain(error)
-        tell(f"error: {printable(' '.join(message.split()))}", error)
-    sys.exit(code or 0)
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user, and the exit code."""
-    if isinstance(error, UserError):
-        return str(error), error.code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{where}; everything written before is still good", 1
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
-    # torch's error where the CPU's memory is not enough has no class of its own.
-    if isinstance(error, RuntimeError) and not on_gpu and "can't allocate memory" not in str(error):
-        raise error
-    where = "the GPU's memory" if on_gpu else "memory"
-    return f"{where} is not enough; use smaller batches; everything written before is still good", 1
-
-
 def printable(text: str) -> str:
-    """Text without the control characters that could drive a terminal (a caption may hold any bytes)."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Text for a terminal: `shown`, and no tabs or returns to the start of the line."""
+    return re.sub("[\t\r]", " ", shown(text))
+
+
+def shown(text: str) -> str:
+    """Text as pages and GIFs show it: what could hide or reverse it becomes a visible replacement character."""
+    return _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
+def display_path(path: Path | str) -> str:
+    """A path, or a hub's name, as results show it: below the working directory relative to it, else as it is."""
+    if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()):
+        path = Path(path).relative_to(Path.cwd())
+    return os.fsencode(path).decode(errors="replace")  # a name on a disk may hold bytes that are no UTF-8

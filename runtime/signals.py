@@ -28,9 +28,11 @@ class Interrupts:
         self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def __enter__(self) -> "Interrupts":
+        """The handlers are in place already."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Put back those that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -1,15 +1,15 @@
-"""The embedded sample: a small world in Something-Something V2's layout, and two tiny frozen models.
+"""The sample: a small world in Something-Something V2's layout, and two tiny frozen models that know it.
 
     python -m sample render --data data/sample      clips, labels, paraphrases
     python -m sample models --data data/sample      the two tiny models in sample/, trained again from scratch
 
-The world (sample_world.py) and its models test the bridge between a frozen encoder and a frozen language model,
-not vision: both models have learnt this world and nothing else.
+World and models test the bridge between a frozen encoder and a frozen language model, not vision: both models have
+learnt this world and nothing else.
 """
 
-import argparse
 import os
 import random
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,9 +17,10 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from runtime import files
+import dataset
+from runtime import cli, files
 from runtime.files import UserError
-from sample.world import ACTIONS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
+from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
 
 FPS = 12
 MODELS = Path(__file__).parent
@@ -49,10 +50,9 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
     Raises: UserError where `data` holds anything that this very call would not write.
     """
     marker, settings = data / "sample.json", {"version": 1, "seed": seed, **counts}
-    if not marker.exists() and data.exists() and any(data.iterdir()):
-        raise UserError(f"{data} already holds other files; name an empty folder with --data")
-    if marker.exists() and files.read_json(marker, "the sample's settings") != settings:
-        raise UserError(f"{data} holds a sample of other settings ({marker}); delete it, or name another with --data")
+    made = files.read_json(marker, "the sample's settings") if marker.exists() else None
+    if made != settings and data.exists() and any(data.iterdir()):
+        raise UserError(f"{data} holds other files, or another sample; name an empty folder with --data")
     files.write_json(marker, settings)
 
     splits = choose_clips(counts, seed)
@@ -83,43 +83,42 @@ def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
     files.write_json(labels / "test.json", [{"id": i} for i in splits["test"]])
     files.write_text(labels / "test-answers.csv", "".join(f"{i};{c.caption}\n" for i, c in splits["test"].items()))
     files.write_json(labels / "labels.json", {template: str(i) for i, template in enumerate(sorted(ACTIONS))})
-    files.write_json(labels / "opposites.json", OPPOSITES | {b: a for a, b in OPPOSITES.items()})
-    said = {i: paraphrases(clip) for i, clip in splits["train"].items()}
-    files.write_json(data / "ssv2_paraphrase.json", said)
+    files.write_json(labels / "opposites.json", OPPOSITES | FORWARDS)
+    other_words = {i: paraphrases(clip) for i, clip in splits["train"].items()}
+    files.write_json(data / "ssv2_paraphrase.json", other_words)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run `render` or `models`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("render", help="write the clips and their labels")
-    two = commands.add_parser("models", help="train the two tiny models from scratch")
-    for command in (one, two):
-        command.add_argument("--data", type=Path, default=Path("data/sample"), help="folder of the sample's data")
-        command.add_argument("--seed", type=int, default=0, help="start of all random choices")
-    for split, clips in (("train", 1800), ("validation", 300), ("test", 300)):
-        one.add_argument(f"--{split}", type=int, default=clips, help=f"clips in the {split} split")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw and encode")
-    two.add_argument("--out", type=Path, default=MODELS, help="folder for the models: OUT/vjepa2, OUT/qwen2")
-    two.add_argument("--only", choices=("vjepa2", "qwen2"), help="train one of the two")
-    args = parser.parse_args(argv)
-
-    if args.command == "render":
-        counts = {split: getattr(args, split) for split in ("train", "validation", "test")}
-        if min(counts.values()) < 0 or args.workers < 1:
-            raise UserError("clips cannot be fewer than 0, nor --workers fewer than 1")
-        render(args.data, counts, args.seed, args.workers)
+    words = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(__doc__.splitlines()[0])
+    parser.prog = "-m sample"
+    add = parser.add_argument
+    add(
+        "command",
+        choices=("render", "models"),
+        help="the clips and their labels, or the two models, trained from scratch",
+    )
+    command = parser.parse_args(words[:1]).command  # what other flags there are depends on it
+    add("--data", type=Path, default=Path("data/sample"), help="folder of the sample's data")
+    add("--seed", type=int, default=0, help="decides all random choices")
+    if command == "render":
+        for split, clips in (("train", 1800), ("validation", 300), ("test", 300)):
+            add(f"--{split}", type=cli.count, default=clips, help=f"clips in the {split} split")
+        add("--workers", type=cli.count, default=os.cpu_count(), help="processes that draw and encode")
+        args = parser.parse_args(words)
+        render(args.data, {split: getattr(args, split) for split in dataset.SPLITS}, args.seed, args.workers)
     else:
+        add("--out", type=Path, default=MODELS, help="folder for the models: OUT/vjepa2, OUT/qwen2")
+        args = parser.parse_args(words)
         import torch
 
-        from sample import models as sample_models  # here, since it takes seconds and the clips do not need it
+        from sample import models  # here, since it takes seconds and the clips do not need it
 
         torch.set_num_threads(1)  # sums in another order would make other models
-        if args.only != "qwen2":
-            sample_models.train_encoder(args.data, args.out / "vjepa2", args.seed)
-        if args.only != "vjepa2":
-            sample_models.train_lm(args.data, args.out / "qwen2", args.seed)
+        models.train_encoder(args.data, args.out / "vjepa2", args.seed)
+        models.train_lm(args.data, args.out / "qwen2", args.seed)
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

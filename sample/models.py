@@ -1,12 +1,15 @@
 """The sample's two frozen models, trained from scratch on its training split: a tiny V-JEPA 2 and a tiny Qwen2.
 
-Both have their big brothers' architecture and files, so the product loads them as it loads those. What they know
-is this world only: they are here to test the bridge between two frozen models, not vision or language.
+Both have their big brothers' architecture and files, so the product loads them as it loads those; their sizes are
+those of the config.json in vjepa2/ and qwen2/. (The initializer's range is wider than usual: at 0.02 the rotary
+attention of two layers takes very long to leave the uniform.) What they know is this world only: they are here to
+test the bridge between two frozen models, not vision or language.
 
 Shapes: B clips, F frames, T tubelets, N patch tokens a clip (T times a square grid), D width.
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,39 +26,10 @@ from runtime import files
 from sample import world
 from video.reader import MEAN, STD, Transform, read_frames
 
-FRAMES = 8
+HERE = Path(__file__).parent
+FRAMES, PIXELS = 8, 64  # of a clip, as the encoder's config has them
+GRID = (4, 4, 4)  # a clip's patch tokens: tubelets, rows, columns
 EOS = "<|endoftext|>"  # Qwen2's, which is its pad token too
-
-
-# --- the encoder ---------------------------------------------------------------------------------------------------
-
-
-def encoder_config() -> VJEPA2Config:
-    """64 x 64 pixels, patches of 16, tubelets of 2 frames: 16 patch tokens a tubelet; under 2 MB."""
-    return VJEPA2Config(
-        crop_size=64,
-        patch_size=16,
-        tubelet_size=2,
-        frames_per_clip=FRAMES,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        mlp_ratio=2,
-        # Wider than usual: at 0.02 the rotary attention of two layers takes very long to leave the uniform.
-        initializer_range=0.06,
-        # The predictor is V-JEPA 2's own training aid; nothing here uses it.
-        pred_hidden_size=16,
-        pred_num_attention_heads=1,
-        pred_num_hidden_layers=1,
-        pred_num_mask_tokens=1,
-        pred_mlp_ratio=1,
-    )
-
-
-def grid_of(config: VJEPA2Config) -> tuple[int, int, int]:
-    """(T, S, S): the patch tokens of a clip, in time, height and width."""
-    side = config.crop_size // config.patch_size
-    return config.frames_per_clip // config.tubelet_size, side, side
 
 
 class Answers(NamedTuple):
@@ -66,6 +40,10 @@ class Answers(NamedTuple):
     where: Tensor  # (B, T, S, S, 4) the thing's place relative to the patch, and its way, both (x, y) in patches
 
 
+NAMES = sorted(world.ACTIONS)
+REVERSED = torch.tensor([NAMES.index((world.OPPOSITES | world.FORWARDS).get(name, name)) for name in NAMES])
+MIRRORED = torch.tensor([int(REVERSED[i]) if name.startswith("Pushing") else i for i, name in enumerate(NAMES)])
+THINGS = {(colour, shape): (i, j) for i, colour in enumerate(world.COLOURS) for j, shape in enumerate(world.SHAPES)}
 KINDS = (len(world.COLOURS) + 1, len(world.SHAPES) + 1)
 CLIP_ANSWERS = (len(world.ACTIONS), *KINDS, *KINDS)
 PATCH_ANSWERS = (*KINDS, 3)
@@ -78,82 +56,62 @@ class Questions(nn.Module):
     asked for its own t, h and w: rotary attention alone leaves no trace of them, and up and down would look the same.
     """
 
-    def __init__(self, dim: int, grid: tuple[int, int, int]) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, len(CLIP_ANSWERS), dim) * 0.02)
         self.attention = nn.MultiheadAttention(dim, 4, batch_first=True)
         self.of_clip = nn.ModuleList(nn.Linear(dim, number) for number in CLIP_ANSWERS)
-        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *grid))
+        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *GRID))
         self.where = nn.Linear(dim, 4)
-        self.register_buffer("place", torch.cartesian_prod(*(torch.arange(number) for number in grid)))  # (N, 3)
+        self.register_buffer("place", torch.cartesian_prod(*(torch.arange(number) for number in GRID)))  # (N, 3)
 
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        """Patch tokens (B, N, D) to the logits of each of the clip's questions."""
+    def forward(self, tokens: Tensor, answers: Answers) -> Tensor:
+        """The sum of all questions' losses, from patch tokens (B, N, D)."""
         queries = self.queries.expand(len(tokens), -1, -1)
         read = self.attention(queries, tokens, tokens, need_weights=False)[0]  # (B, 5, D)
-        return [head(read[:, i]) for i, head in enumerate(self.of_clip)]
-
-    def loss(self, tokens: Tensor, answers: Answers) -> Tensor:
-        """The sum of all questions' losses."""
         asked = torch.cat([answers.what.flatten(1, 3), self.place.expand(len(tokens), -1, -1)], -1)  # (B, N, 6)
-        losses = [F.cross_entropy(logits, answers.clip[:, i]) for i, logits in enumerate(self(tokens))]
+        losses = [F.cross_entropy(head(read[:, i]), answers.clip[:, i]) for i, head in enumerate(self.of_clip)]
         losses += [F.cross_entropy(head(tokens).mT, asked[..., i]) for i, head in enumerate(self.of_patch)]
         seen = answers.what[..., -1] < 2  # where there is nothing, nothing is anywhere
         errors = F.smooth_l1_loss(self.where(tokens).view_as(answers.where), answers.where, reduction="none")
         return sum(losses) + 4 * errors[seen].mean()
 
 
-def clip_answers(clip: world.Clip) -> Tensor:
-    """int64 (5,): action, then colour and shape of each thing."""
-    answers = [sorted(world.ACTIONS).index(clip.template)]
-    for colour, shape in clip.things:
-        answers += [list(world.COLOURS).index(colour), world.SHAPES.index(shape)]
-    return torch.tensor(answers + [number - 1 for number in CLIP_ANSWERS[len(answers) :]])
-
-
-def patch_answers(clip: world.Clip, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """What each patch token could see: `what` and `where` of one clip."""
-    tubelets, side, _ = grid
-    scene_at = world.stage(clip)
-    what = torch.tensor([len(world.COLOURS), len(world.SHAPES), 2]).repeat(tubelets, side, side, 1)
-    where = torch.zeros(tubelets, side, side, 4)
-    centres = torch.arange(side) + 0.5  # in patches
+def answers_of(clip: world.Clip) -> Answers:
+    """What is asked of one clip, without the batch dimension."""
+    answers = [NAMES.index(clip.template), *(number for thing in clip.things for number in THINGS[thing])]
+    answers += [number - 1 for number in CLIP_ANSWERS[len(answers) :]]
+    scene_at, side = world.stage(clip), GRID[1]
+    what = torch.tensor([number - 1 for number in PATCH_ANSWERS]).repeat(*GRID, 1)
+    where = torch.zeros(*GRID, 4)
+    patches = torch.stack(torch.meshgrid(2 * [torch.arange(side) + 0.5], indexing="xy"), -1)  # (S, S, 2) centres
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
 
-    def places(time: float) -> list[tuple[int, Tensor, Tensor]]:
+    def places(time: float) -> list[tuple[world.Thing, Tensor, Tensor]]:
         zoom, things, _ = scene_at(time)
         return [
-            (clip.things.index(thing), side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
+            (thing, side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
             for thing, x, y, radius in things
         ]
 
-    gap = 1 / (2 * tubelets - 1)  # between two frames of a tubelet, in lengths of the clip
-    for t in range(tubelets):
-        before, after = places(2 * t * gap), places((2 * t + 1) * gap)
-        for (role, start, reach), (_, end, _) in zip(before, after, strict=True):
+    gap = 1 / (2 * GRID[0] - 1)  # between two frames of a tubelet, in lengths of the clip
+    for t in range(GRID[0]):
+        for (thing, start, reach), (_, end, _) in zip(places(2 * t * gap), places((2 * t + 1) * gap), strict=True):
             middle = (start + end) / 2
-            columns, rows = ((centres - middle[axis]).abs() < reach[axis] + 0.3 for axis in (0, 1))
-            there = rows[:, None] & columns[None, :]
-            colour, shape = clip.things[role]
-            what[t][there] = torch.tensor([list(world.COLOURS).index(colour), world.SHAPES.index(shape), role])
-            offset = torch.stack(
-                [(middle[0] - centres).expand(side, -1), (middle[1] - centres)[:, None].expand(-1, side)], -1
-            )
-            where[t][there] = torch.cat([offset, (end - start).expand(side, side, 2)], -1)[there]
-    return what, where
+            there = ((patches - middle).abs() < reach + 0.3).all(-1)
+            what[t][there] = torch.tensor([*THINGS[thing], clip.things.index(thing)])
+            where[t][there] = torch.cat([middle - patches, (end - start).expand_as(patches)], -1)[there]
+    return Answers(torch.tensor(answers), what, where)
 
 
 def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
     """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
     settings = files.read_json(data / "sample.json", "the sample's settings")
     chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
-    config, layout = encoder_config(), dataset.check_data(data)
-    transform = Transform(config.crop_size, False, MEAN, STD)
+    layout, transform = dataset.check_data(data), Transform(PIXELS, False, MEAN, STD)
     names = tqdm(chosen, f"reading {split}", unit="clip")
     pixels = torch.stack([transform.apply(read_frames(layout.video(name), FRAMES)) for name in names])
-    patches = [patch_answers(clip, grid_of(config)) for clip in chosen.values()]
-    what, where = (torch.stack(part) for part in zip(*patches, strict=True))
-    return pixels, Answers(torch.stack([clip_answers(clip) for clip in chosen.values()]), what, where)
+    return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
 
 
 def normalize(clips: Tensor) -> Tensor:
@@ -164,95 +122,50 @@ def normalize(clips: Tensor) -> Tensor:
 
 def vary(pixels: Tensor, answers: Answers, generator: torch.Generator) -> tuple[Tensor, Answers]:
     """Mirror half of the clips, and play half of those backwards whose opposite has a name; the answers follow."""
-    names = sorted(world.ACTIONS)
-    right, left = (names.index(f"Pushing [something] from {way}") for way in ("left to right", "right to left"))
-    opposite = {names.index(a): names.index(b) for a, b in world.OPPOSITES.items()}
-    opposite |= {b: a for a, b in opposite.items()}
     pixels, (clip, what, where) = pixels.clone(), (answer.clone() for answer in answers)
-    for i, (mirror, backwards) in enumerate((torch.rand(len(pixels), 2, generator=generator) < 0.5).tolist()):
-        action = int(clip[i, 0])
-        if mirror:
-            pixels[i], what[i], where[i] = pixels[i].flip(-1), what[i].flip(-2), where[i].flip(-2)
-            where[i] *= torch.tensor([-1, 1, -1, 1])
-            action = {left: right, right: left}.get(action, action)
-        if backwards and action in opposite:
-            pixels[i], what[i], where[i] = pixels[i].flip(0), what[i].flip(0), where[i].flip(0)
-            where[i] *= torch.tensor([1, 1, -1, -1])
-            action = opposite[action]
-        clip[i, 0] = action
+    mirror, backwards = (torch.rand(len(pixels), 2, generator=generator) < 0.5).unbind(1)
+    clip[mirror, 0] = MIRRORED[clip[mirror, 0]]
+    backwards &= REVERSED[clip[:, 0]] != clip[:, 0]
+    clip[backwards, 0] = REVERSED[clip[backwards, 0]]
+    for chosen, of_pixels, of_patches, signs in ((mirror, -1, -2, (-1, 1, -1, 1)), (backwards, 1, 1, (1, 1, -1, -1))):
+        pixels[chosen] = pixels[chosen].flip(of_pixels)
+        what[chosen] = what[chosen].flip(of_patches)
+        where[chosen] = where[chosen].flip(of_patches) * torch.tensor(signs)
     return pixels, Answers(clip, what, where)
 
 
-def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch: int = 32, rate: float = 2e-3) -> None:
+def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch: int = 32) -> None:
     """Train the encoder on the training split, and save it as V-JEPA 2's own checkpoints are."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     pixels, answers = read_clips(data, "train")
-    config = encoder_config()
-    model = VJEPA2Model(config).train()
-    questions = Questions(config.hidden_size, grid_of(config))
-    parameters = [*model.encoder.parameters(), *questions.parameters()]
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
-    bar = tqdm(range(steps), "encoder", unit="step")
-    for _ in bar:
+    model = VJEPA2Model(VJEPA2Config.from_pretrained(HERE / "vjepa2")).train()
+    questions = Questions(model.config.hidden_size)
+
+    def loss() -> Tensor:
         chosen = torch.randint(len(pixels), (batch,), generator=generator)
         clips, asked = vary(pixels[chosen], Answers(*(answer[chosen] for answer in answers)), generator)
-        loss = questions.loss(model.get_vision_features(normalize(clips)), asked)
+        return questions(model.get_vision_features(normalize(clips)), asked)
+
+    fit([*model.encoder.parameters(), *questions.parameters()], loss, "encoder", steps, weight_decay=0.05)
+    model.eval().save_pretrained(out)
+    files.copy(HERE / "vjepa2" / "preprocessor_config.json", out / "preprocessor_config.json")
+
+
+def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str, steps: int, **adamw: float) -> None:
+    """Minimize `loss_of()`, which draws a batch each time."""
+    rate = 2e-3
+    optimizer = torch.optim.AdamW(parameters, rate, **adamw)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
+    bar = tqdm(range(steps), name, unit="step")
+    for _ in bar:
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    report(model.eval(), questions.eval(), *read_clips(data, "validation"))
-    model.save_pretrained(out)
-    processor = {
-        "video_processor_type": "VJEPA2VideoProcessor",
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"shortest_edge": round(config.crop_size * 292 / 256)},  # V-JEPA 2's own proportion
-        "crop_size": {"height": config.crop_size, "width": config.crop_size},
-        "rescale_factor": 1 / 255,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
-    files.write_json(out / "preprocessor_config.json", processor)
-
-
-@torch.no_grad()
-def report(model: VJEPA2Model, questions: Questions, pixels: Tensor, answers: Answers) -> None:
-    """Print how many of the validation clips' questions are answered right."""
-    logits = [questions(model.get_vision_features(normalize(part))) for part in pixels.split(100)]
-    right = [
-        (torch.cat(part).argmax(-1) == answers.clip[:, i]).float().mean().item()
-        for i, part in enumerate(zip(*logits, strict=True))
-    ]
-    names = ("template", "first colour", "first shape", "second colour", "second shape")
-    print("validation: " + ", ".join(f"{name} {share:.2f}" for name, share in zip(names, right, strict=True)))
-
-
-# --- the language model --------------------------------------------------------------------------------------------
-
-
-def lm_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """Qwen2 of two layers; under 2 MB."""
-    return Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.08,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def train_tokenizer(texts: list[str], size: int = 450) -> PreTrainedTokenizerFast:
@@ -304,7 +217,7 @@ def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedT
     return places
 
 
-def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int = 32, rate: float = 2e-3) -> None:
+def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int = 32) -> None:
     """Train tokenizer and language model on the training split's captions: hints | prompt | caption EOS.
 
     The hints come as a Q-Former's visual tokens do. A language model that never learnt to use what stands before the
@@ -313,36 +226,38 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
     torch.manual_seed(seed)
     rng = random.Random(seed)
     records = dataset.read_split(data, "train")
-    said = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
-    captions = {record["id"]: [record["label"], *said[record["id"]]] for record in records}
+    paraphrases = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
+    captions = {record["id"]: [record["label"], *paraphrases[record["id"]]] for record in records}
     texts = [f"{PROMPT} {caption} first second something" for some in captions.values() for caption in some]
     tokenizer = train_tokenizer(texts)
-    model = Qwen2ForCausalLM(lm_config(tokenizer)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
-    prompt = tokenizer(PROMPT).input_ids
-    bar = tqdm(range(steps), "language model", unit="step")
-    for _ in bar:
+    config = Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))
+    model = Qwen2ForCausalLM(config).train()
+    prompt = [[token] for token in tokenizer(PROMPT).input_ids]
+
+    def loss() -> Tensor:
         rows, labels = [], []
         for record in rng.choices(records, k=batch):
             hints, caption = invent(record, captions[record["id"]], rng)
             caption = tokenizer(f" {caption}").input_ids + [tokenizer.eos_token_id]
-            before = fill(hints, rng.randint(1, 64), rng, tokenizer) + [[token] for token in prompt]
+            before = fill(hints, rng.randint(1, 64), rng, tokenizer) + prompt
             rows.append(before + [[token] for token in caption])
             labels.append([-100] * len(before) + caption)
-        width = max(map(len, rows))
-        targets = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
-        flat = torch.tensor([token for row in rows for place in row for token in place])
-        starts = [len(place) for row in rows for place in row + [[]] * (width - len(row))]
-        starts = torch.tensor([0, *starts[:-1]]).cumsum(0)
-        # Empty places sum to zero. They come last, where the causal mask hides them from all that counts.
-        embedded = F.embedding_bag(flat, model.get_input_embeddings().weight, starts, mode="sum")
-        loss = model(inputs_embeds=embedded.view(batch, width, -1), labels=targets).loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        embedded = embed(rows, model.get_input_embeddings().weight)
+        targets = [row + [-100] * (embedded.shape[1] - len(row)) for row in labels]
+        return model(inputs_embeds=embedded, labels=torch.tensor(targets)).loss
+
+    fit(list(model.parameters()), loss, "language model", steps, weight_decay=0.01)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def embed(rows: list[list[list[int]]], weight: Tensor) -> Tensor:
+    """Rows of places to (B, L, C): a place is the sum of its tokens' embeddings.
+
+    Empty places sum to zero. They come last, where the causal mask hides them from all that counts.
+    """
+    width = max(map(len, rows))
+    tokens = torch.tensor([token for row in rows for place in row for token in place])
+    lengths = [len(place) for row in rows for place in row + [[]] * (width - len(row))]
+    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    return F.embedding_bag(tokens, weight, starts, mode="sum").view(len(rows), width, -1)

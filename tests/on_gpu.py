@@ -14,8 +14,8 @@ import prepare_annotations
 import preprocess_something_something_v2 as preprocess
 import train
 from benchmarks import textbook
+from dataset import feature_batches
 from features import cache
-from features.loader import FeatureLoader
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
 from tests import filming, tiny
@@ -64,11 +64,11 @@ def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
 
 @pytest.mark.parametrize("dtype", cache.DTYPES)
 def test_features_are_dequantized_on_the_gpu(dtype, tmp_path):
-    cache.save(tmp_path / "a.pt", cache.pack(some_features()[0], dtype))
-    ((_, packed),) = FeatureLoader(tmp_path, [["a", "a"]], pin=True)
+    cache.save(tmp_path / "a.pt", cache.quantize(some_features()[0], dtype))
+    (packed,) = feature_batches(tmp_path, [["a", "a"]], pin=True)
     assert packed.values.is_pinned()
-    there = cache.unpack(packed, GPU, torch.float32)
-    assert there.device.type == "cuda" and torch.equal(there.cpu(), cache.unpack(packed))
+    there = cache.dequantize(packed, GPU, torch.float32)
+    assert there.device.type == "cuda" and torch.equal(there.cpu(), cache.dequantize(packed))
 
 
 def test_the_compiled_encoder_gives_the_cpus_features(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from runtime import files
+from runtime import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,7 @@ def _run(module: str, words: list[str], log: str, patch, environment: dict[str, 
     sys.argv = [f"{module}.py", *words]
     if patch is not None:
         patch()
-    files.run(importlib.import_module(module).main)
+    cli.run(importlib.import_module(module).main)
 
 
 @contextlib.contextmanager

@@ -25,9 +25,11 @@ class Workers:
         self.count, self.timeout, self.nursery = count, timeout, Nursery()
 
     def __enter__(self) -> "Workers":
+        """Ready."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End them."""
         self.nursery.close()
 
     def read_clips(self, paths: Iterable, transform: Any, frames: int) -> Iterator[Decoded]:

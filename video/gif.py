@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.report import shown
 from runtime import files
 
 _STRIP, _INK, _DIM = (17, 19, 22), (245, 245, 240), (160, 164, 170)  # under the clip: ground, caption, reference
@@ -99,7 +98,7 @@ def _strip(width: int, caption: str, reference: str | None) -> Image.Image:
     rows = []
     for text, scale, ink in ((caption, 1.0, _INK), (f"reference: {reference}" if reference else "", 0.8, _DIM)):
         font = _font(max(9, round(size * scale)))
-        text = textwrap.shorten(shown(text), _LONGEST, placeholder=" …")
+        text = textwrap.shorten(files.shown(text), _LONGEST, placeholder=" …")
         rows += [(line, font, ink) for line in _wrap(text, font, width - 2 * margin)]
     strip = Image.new("RGB", (width, 2 * margin + sum(round(font.size * 1.3) for _, font, _ in rows)), _STRIP)
     draw, top = ImageDraw.Draw(strip), margin

@@ -17,7 +17,7 @@ import prepare_annotations
 import train
 from dataset import Layout
 from models import checkpoint
-from runtime import files
+from runtime import cli, files
 from tests import tiny
 
 
@@ -90,7 +90,7 @@ def ended(main, words, capsys):
     """The exit code and the one line of an error, as the shell gets them."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        files.run(lambda: main(words))
+        cli.run(lambda: main(words))
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     return stopped.value.code, errors[0]

@@ -129,10 +129,10 @@ def test_a_clip_written_again_is_the_same_file_byte_for_byte(tmp_path):
 def test_rendering_again_is_allowed_and_into_anything_else_is_refused(data, tmp_path):
     again = ["render", "--data", str(data), "--train", "24", "--validation", "12"]
     sample.main([*again, "--test", "12"])
-    with pytest.raises(files.UserError, match="other settings"):
+    with pytest.raises(files.UserError, match="another sample"):
         sample.main([*again, "--test", "13"])
     (tmp_path / "labels").mkdir()
-    with pytest.raises(files.UserError, match="already holds"):
+    with pytest.raises(files.UserError, match="holds other files"):
         sample.main(["render", "--data", str(tmp_path)])
     assert list(tmp_path.iterdir()) == [tmp_path / "labels"]
 
@@ -204,11 +204,11 @@ def test_training_again_gives_the_same_models(data, tmp_path):
 
 def test_what_a_patch_shows_follows_a_mirrored_and_a_reversed_clip():
     clip = Clip("Pushing [something] from left to right", (RED_BALL,), seed=4)
-    grid = (4, 4, 4)
-    what, where = sample_models.patch_answers(clip, grid)
+    one = sample_models.answers_of(clip)
+    what, where = one.what, one.where
     there = what[..., 2] == 0
     assert there.any() and (where[..., 2][there] >= -1e-6).all() and where[..., 2].max() > 0.05  # to the right
-    answers = sample_models.Answers(sample_models.clip_answers(clip)[None], what[None], where[None])
+    answers = sample_models.Answers(*(part[None] for part in one))
     pixels = torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8)
     names = sorted(ACTIONS)
     seen = set()
