@@ -1,12 +1,13 @@
 """The bridge that trains: a Q-Former, and the captioner that it makes of two frozen models.
 
 Shapes: B clips, N patch tokens a clip, D their width, Q queries, C the language model's width, H heads,
-P prefix positions, L caption tokens, V vocabulary, T texts.
+P prefix positions, T texts.
 """
 
 import contextlib
-import inspect
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,59 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from models import checkpoint
+from models import checkpoint, pretrained
 from models import language_model as language
-from models.attention import AbsorbedCrossAttention, SelfAttention
+from models.video_files import CaptionsFiles
 from runtime.files import UserError
 
-SCORED_LOGITS = 64 * 2**20  # logits made at once when texts are scored: 256 MB in float32
+
+class SelfAttention(nn.MultiheadAttention):
+    """Self-attention of queries that all clips share until dropout makes them each clip's own: projected once."""
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """(B, Q, C), or (1, Q, C) while all clips have the same queries -> (B, Q, C), or the same in eval mode."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = projected.permute(2, 0, 3, 1, 4)  # each (1 or B, H, Q, C/H)
+        p = (q * self.head_dim**-0.5 @ k.mT).softmax(-1)  # (1 or B, H, Q, Q)
+        if self.training and self.dropout > 0:
+            p = F.dropout(p.expand(batch, -1, -1, -1), self.dropout)
+        return self.out_proj((p @ v).transpose(1, 2).flatten(2))
+
+
+class AbsorbedCrossAttention(nn.MultiheadAttention):
+    """Cross-attention from queries to patch tokens that never projects the patch tokens.
+
+    The textbook form makes keys K = W_k(W_p x + b_p) + b_k and values of all N tokens, two (N, C) matrices a clip.
+    Both are linear in x, so the weights move to the other side: the scores are (q W_k W_p) x plus a constant for
+    each query, which softmax drops, and the output is W_v(W_p sum(p x) + sum(p) b_p) + sum(p) b_v. Dropout on the
+    attention makes sum(p) differ from 1: it is kept. Parameters and their names are nn.MultiheadAttention's.
+    """
+
+    def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None = None) -> Tensor:
+        """Attend from (B, Q, C), or (1, Q, C) while all clips have the same queries, to (B, N, D) -> (B, Q, C).
+
+        `projection` is the visual one, D -> C, absorbed here; `mask`, bool (B, N), is True for real patch tokens.
+        """
+        heads, width = self.num_heads, self.head_dim
+        w_q, w_k, w_v = self.in_proj_weight.unflatten(0, (3, self.embed_dim))
+        b_q, _, b_v = self.in_proj_bias.unflatten(0, (3, self.embed_dim))
+        q = F.linear(x, w_q, b_q).unflatten(-1, (heads, width)) * width**-0.5  # (B, Q, H, C/H)
+        q = q.permute(2, 0, 1, 3).flatten(1, 2) @ w_k.unflatten(0, (heads, width))  # (H, BQ, C)
+        q = (q @ projection.weight).unflatten(1, x.shape[:2]).transpose(0, 1).flatten(1, 2)  # (B, HQ, D)
+        scores = q.expand(len(features), -1, -1) @ features.mT  # (B, HQ, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+        p, total = scores.softmax(-1), 1.0
+        if self.training and self.dropout > 0:
+            p = F.dropout(p, self.dropout)
+            total = self._heads_first(p.sum(-1, keepdim=True))  # (H, BQ, 1)
+        value = F.linear(self._heads_first(p @ features), projection.weight) + total * projection.bias  # (H, BQ, C)
+        value = value @ w_v.unflatten(0, (heads, width)).mT + total * b_v.unflatten(0, (heads, 1, width))
+        return self.out_proj(value.unflatten(1, (len(features), -1)).permute(1, 2, 0, 3).flatten(2))
+
+    def _heads_first(self, x: Tensor) -> Tensor:
+        """(B, HQ, ...) -> (H, BQ, ...): a weight's gradient is one product, not one for each clip and their sum."""
+        return x.unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -85,7 +133,7 @@ class QFormer(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, D) patch tokens, and a bool mask (B, N) where lengths differ, to (B, Q, C) visual tokens."""
         if not torch.is_autocast_enabled(features.device.type):
-            features = features.to(self.query_tokens.dtype)  # as the cache keeps them they may be float16
+            features = features.to(self.query_tokens.dtype)  # the cache may hold float16
         x = self.query_tokens  # (1, Q, C)
         for block in self.blocks:
             x = block(x, features, self.visual_proj, mask)  # (B, Q, C)
@@ -93,7 +141,7 @@ class QFormer(nn.Module):
 
 
 class VideoCaptioner(
-    nn.Module, PyTorchModelHubMixin, library_name="vjepa2-video-captioning", tags=["video-captioning"]
+    nn.Module, CaptionsFiles, PyTorchModelHubMixin, library_name="vjepa2-video-captioning", tags=["video-captioning"]
 ):
     """A frozen language model that reads a Q-Former's visual tokens and writes captions (BLIP-2, second stage).
 
@@ -102,7 +150,8 @@ class VideoCaptioner(
         tokenizer: the language model's.
         qformer: the only part that trains; its `dim` is the language model's embedding width.
         prompt: the words between the visual tokens and the caption.
-        config: where the models came from: "llm" (a name or folder) and "features" (what made the features).
+        config: where the models came from ("llm", "features"), and whether captions follow the prompt with a space
+            ("caption_space"; not in published checkpoints). Checkpoints keep it.
     """
 
     def __init__(
@@ -111,21 +160,18 @@ class VideoCaptioner(
         super().__init__()
         self.lm = lm.eval().requires_grad_(False)
         self.tokenizer, self.qformer, self.prompt = tokenizer, qformer, prompt
-        self.config = {"llm": None, "features": None, **(config or {}), "prompt": prompt, "qformer": qformer.config}
+        self.config = {"llm": None, "features": None, "caption_space": True, **(config or {})}
+        if self.config["llm"]:
+            self.config["llm"] = checkpoint.keep(self.config["llm"])
+        self.config |= {"llm_weights": language.fingerprint(lm), "prompt": prompt, "qformer": qformer.config}
         self.eos_id = language.eos_id(tokenizer, lm)
-        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.lead = language.leading_ids(tokenizer)
-        self.text = language.prompt_ids(tokenizer, prompt)
+        self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
+        # generate() takes what it is not told from here, and folders of instruct models ask for sampling and more.
+        lm.generation_config = GenerationConfig(eos_token_id=self.eos_id, pad_token_id=self.eos_id)
         width = lm.get_input_embeddings().embedding_dim
         if qformer.config["dim"] != width:
             raise ValueError(f"the Q-Former is {qformer.config['dim']} wide, the language model's embeddings {width}")
-        if (head := lm.get_output_embeddings()) is not None:
-            head.register_forward_pre_hook(language.as_one_matrix)
-        # A shared prefix needs positions that can restart; ALiBi and recurrent models have none to set.
-        takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
-        self.shares_prefix = takes_positions and not getattr(lm.config, "alibi", False)
         self.epoch, self.history = 0, []  # of the training that made its checkpoint
-        self._encoder = None
 
     @property
     def device(self) -> torch.device:
@@ -134,8 +180,8 @@ class VideoCaptioner(
 
     @property
     def prefix_length(self) -> int:
-        """P, in positions: leading tokens, visual tokens, prompt."""
-        return len(self.lead) + self.qformer.config["num_queries"] + len(self.text)
+        """P, in positions: BOS, visual tokens, prompt."""
+        return len(self.bos_ids) + self.qformer.config["num_queries"] + len(self.prompt_ids)
 
     @property
     def max_caption_tokens(self) -> int | None:
@@ -149,27 +195,37 @@ class VideoCaptioner(
         self.lm.eval()
         return self
 
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.qformer.training
+        self.qformer.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                yield
+        finally:
+            self.qformer.train(was_training)
+
     def caption_ids(self, caption: str) -> list[int]:
         """A caption's token ids as the language model reads them behind the prompt, without EOS."""
-        return language.caption_ids(self.tokenizer, self.prompt, caption)
+        return language.caption_ids(self.tokenizer, self.prompt, caption, self.config["caption_space"])
 
-    def _ids_that_fit(self, caption: str) -> list[int]:
-        """Its token ids, cut off where the language model has no more positions."""
-        return self.caption_ids(caption)[: self.max_caption_tokens]
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        on_gpu = self.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext()
-
-    def _embed(self, ids: list[int], batch: int) -> Tensor:
-        embedded = self.lm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))
-        return embedded.expand(batch, -1, -1)
+    def _build_inputs(self, captions: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """`language_model.build_inputs`; captions are cut off where there are no more positions."""
+        ids = [self.caption_ids(caption)[: self.max_caption_tokens] for caption in captions]
+        inputs, labels = language.build_inputs(ids, self.eos_id)
+        return inputs.to(self.device), labels.to(self.device)
 
     def prefix(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[leading tokens | visual tokens | prompt] as embeddings: (B, N, D) -> (B, P, C)."""
+        """[BOS | visual tokens | prompt] as embeddings: (B, N, D) -> (B, P, C)."""
         visual = self.qformer(features, mask)  # (B, Q, C)
-        text = self._embed(self.text, len(visual))
-        return torch.cat([self._embed(self.lead, len(visual)), visual.to(text.dtype), text], dim=1)
+        ids = torch.tensor(self.bos_ids + self.prompt_ids, dtype=torch.long, device=self.device)
+        bos, prompt = (
+            self.lm.get_input_embeddings()(ids).expand(len(visual), -1, -1).tensor_split([len(self.bos_ids)], dim=1)
+        )
+        return torch.cat([bos, visual.to(prompt.dtype), prompt], dim=1)
 
     def loss(
         self,
@@ -189,163 +245,44 @@ class VideoCaptioner(
         Returns:
             A scalar: the mean over captions of each caption's mean over its tokens and EOS.
         """
-        nll = self.losses(features, captions, mask)
-        if weights is None:
-            return nll.mean()
-        return (nll * torch.tensor(weights, device=nll.device)).sum()
+        nll = self.per_caption_nll(features, captions, mask)
+        return nll.mean() if weights is None else (nll * torch.tensor(weights, device=nll.device)).sum()
 
     forward = loss  # so that DistributedDataParallel can wrap the captioner
 
-    def losses(
+    def per_caption_nll(
         self, features: Tensor, captions: Sequence[str] | Sequence[Sequence[str]], mask: Tensor | None = None
     ) -> Tensor:
-        """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`."""
+        """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`.
+
+        A clip goes through the Q-Former once, however many captions it has.
+        """
         rows = [[row] if isinstance(row, str) else row for row in captions]
-        ids = [[self._ids_that_fit(caption) for caption in row] for row in rows]
+        ids, labels = self._build_inputs(caption for row in rows for caption in row)
         with self._autocast():
-            return self._caption_nll(self.prefix(features, mask), ids)
+            prefix = self.prefix(features, mask)
+            counts = torch.tensor([len(row) for row in rows], device=prefix.device)
+            return language.mean_nll(self.lm, prefix.repeat_interleave(counts, dim=0), ids, labels)
 
-    def _caption_nll(self, prefix: Tensor, rows: list[list[list[int]]]) -> Tensor:
-        """Each caption's mean negative log-likelihood: B rows of token ids -> (all captions,)."""
-        if not self.shares_prefix and any(len(row) > 1 for row in rows):
-            prefix = prefix.repeat_interleave(torch.tensor([len(row) for row in rows], device=prefix.device), dim=0)
-            rows = [[caption] for row in rows for caption in row]
-        packed = language.pack_captions(rows, self.eos_id, self.pad_id).to(prefix.device)
-        inputs = torch.cat([prefix, self.lm.get_input_embeddings()(packed.input_ids)], dim=1)  # (B, P + L, C)
-        # Nothing that counts comes after a pad on the right: one caption a row needs no mask but the causal one.
-        extra = self._block_arguments(packed, prefix) if any(len(row) > 1 for row in rows) else {}
-        kept = packed.input_ids.shape[1] + 1
-        with language.activations_made_again(), language.last_mlp_for(self.lm, kept):
-            logits = self.lm(inputs_embeds=inputs, use_cache=False, logits_to_keep=kept, **extra).logits
-        return _mean_nll(logits[:, -kept:], packed, sum(map(len, rows)))  # logits: (B, L + 1, V)
+    def log_likelihood(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        """How likely each text is as each clip's caption: (B, N, D) and T texts -> (B, T).
 
-    def _block_arguments(
-        self, packed: language.PackedCaptions, prefix: Tensor, cached: bool = False
-    ) -> dict[str, Tensor]:
-        """Mask and positions of captions that share a prefix; with `cached`, for the caption tokens alone."""
-        length = prefix.shape[1]
-        allowed = language.block_mask(packed.segments, length)  # (B, L, P + L)
-        positions = length + packed.offsets  # (B, L)
-        if not cached:
-            before = torch.arange(length, device=prefix.device)
-            causal = F.pad((before[:, None] >= before).expand(len(allowed), -1, -1), (0, allowed.shape[1]))
-            allowed = torch.cat([causal, allowed], dim=1)  # (B, P + L, P + L)
-            positions = torch.cat([before.expand(len(positions), -1), positions], dim=1)
-        mask = allowed[:, None]  # (B, 1, positions, columns)
-        if self.lm.config._attn_implementation != "sdpa":  # the others add the mask: they cannot read bools
-            mask = torch.zeros_like(mask, dtype=prefix.dtype).masked_fill(~mask, torch.finfo(prefix.dtype).min)
-        return {"attention_mask": mask, "position_ids": positions}
+        The mean over a text's tokens and EOS of their log-likelihoods, in nats.
+        """
+        with self._inference():
+            return language.log_likelihood(self.lm, self.prefix(features), *self._build_inputs(texts))
 
-    @torch.no_grad()
+    losses, score = per_caption_nll, log_likelihood  # the old names, until all callers have moved
+
     def generate(self, features: Tensor, max_new_tokens: int = 50, num_beams: int = 1) -> list[str]:
         """Caption clips without sampling: greedy, or beam search; (B, N, D) -> B captions.
 
         The language model reads a clip's prefix once, then one token at a time; it stops when all captions ended.
         """
-        room = self.max_caption_tokens
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
-            num_beams=num_beams,
-            do_sample=False,
-            eos_token_id=self.eos_id,
-            pad_token_id=self.pad_id,
-        )
-        with self._in_eval(), self._autocast():
-            prefix = self.prefix(features)
-            seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-            tokens = self.lm.generate(inputs_embeds=prefix, attention_mask=seen, generation_config=settings)
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in texts]
-
-    @torch.no_grad()
-    def score(self, features: Tensor, texts: Sequence[str]) -> Tensor:
-        """How likely each text is as each clip's caption: (B, N, D) and T texts -> (B, T).
-
-        Mean log-likelihood, in nats a token, of a text's tokens and EOS. A clip's prefix is read once; the texts
-        follow in blocks over its key-value cache.
-        """
-        ids = [self._ids_that_fit(text) for text in texts]
-        with self._in_eval(), self._autocast():
-            prefix = self.prefix(features)
-            if not self.shares_prefix:
-                nll = [self._caption_nll(prefix, [[text]] * len(prefix)) for text in ids]
-                return -torch.stack(nll, dim=1)
-            first = self.lm(inputs_embeds=prefix, use_cache=True, logits_to_keep=1)
-            nll = [self._cached_nll(prefix, first, block) for block in self._blocks(ids, len(prefix))]
-        return -torch.cat(nll, dim=1)
-
-    def _blocks(self, ids: list[list[int]], batch: int) -> list[list[list[int]]]:
-        """Split texts into blocks whose logits fit the budget."""
-        room = max(1, SCORED_LOGITS // (batch * self.lm.config.vocab_size))
-        blocks, used = [[]], 0
-        for text in ids:
-            if blocks[-1] and used + len(text) > room:
-                blocks.append([])
-                used = 0
-            blocks[-1].append(text)
-            used += len(text)
-        return blocks
-
-    def _cached_nll(self, prefix: Tensor, first: Any, block: list[list[int]]) -> Tensor:
-        """Mean negative log-likelihood (B, T) of texts behind a prefix that is already in the cache."""
-        packed = language.pack_captions([block], self.eos_id, self.pad_id).to(prefix.device)
-        packed = language.PackedCaptions(*(tensor.expand(len(prefix), -1) for tensor in packed))
-        extra = self._block_arguments(packed, prefix, cached=True)
-        inputs = self.lm.get_input_embeddings()(packed.input_ids)  # (B, L, C)
-        cache = first.past_key_values
-        logits = self.lm(inputs_embeds=inputs, past_key_values=cache, use_cache=True, **extra).logits  # (B, L, V)
-        cache.crop(-inputs.shape[1])
-        logits = torch.cat([first.logits[:, -1:], logits], dim=1)
-        rows = torch.arange(len(prefix), device=prefix.device)[:, None] * len(block)
-        packed = packed._replace(captions=packed.captions + rows)
-        return _mean_nll(logits, packed, len(prefix) * len(block)).unflatten(0, (len(prefix), len(block)))
-
-    @contextlib.contextmanager
-    def _in_eval(self):
-        was_training = self.qformer.training
-        self.qformer.eval()
-        try:
-            yield
-        finally:
-            self.qformer.train(was_training)
-
-    @property
-    def encoder(self) -> Any:
-        """The frozen V-JEPA 2 that made the features this Q-Former was trained on; loaded when first asked for."""
-        if self._encoder is None:
-            from models.vjepa2 import VideoEncoder  # decord and V-JEPA 2 are only needed where videos are
-
-            self._encoder = VideoEncoder.from_config(self.config["features"], self.device)
-        return self._encoder
-
-    @torch.no_grad()
-    def encode(self, clips: Tensor) -> Tensor:
-        """Frames to features as training saw them, cache precision included: uint8 (B, F, 3, S, S) -> (B, N, D)."""
-        from features import cache
-
-        made = cache.CacheConfig.from_dict(self.config["features"])
-        tokens = self.encoder.encode(clips)  # (B, N, D)
-        packed = [cache.quantize(clip, made.dtype, made.pool, self.encoder.grid) for clip in tokens]
-        return torch.cat([cache.dequantize(clip, self.device) for clip in packed])
-
-    def caption(
-        self, paths: str | Path | Sequence[str | Path], batch_size: int = 8, max_new_tokens: int = 50
-    ) -> list[str]:
-        """Caption video files, one or several. Raises frames.VideoError, naming the one that cannot be decoded."""
-        from video.reader import VideoError, read_clip
-
-        def read(path: str | Path) -> Tensor:
-            try:
-                return read_clip(path, self.encoder.frames, self.encoder.transform)  # (T, 3, S, S)
-            except VideoError as error:
-                raise VideoError(f"{path}: {error}") from None
-
-        paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        captions = []
-        for start in range(0, len(paths), batch_size):
-            clips = torch.stack([read(path) for path in paths[start : start + batch_size]])
-            captions += self.generate(self.encode(clips), max_new_tokens)
-        return captions
+        most = min(max_new_tokens, self.max_caption_tokens or max_new_tokens)
+        with self._inference():
+            rows = language.generate(self.lm, self.prefix(features), self.eos_id, most, num_beams)
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     @classmethod
     def from_checkpoint(
@@ -361,20 +298,27 @@ class VideoCaptioner(
         Raises: files.UserError where the checkpoint or the language model does not load, or they do not fit.
         """
         saved = checkpoint.read(path)
-        config = {**saved.config, "llm": llm or saved.config["llm"]}
-        if encoder and config["features"]:
-            config["features"] = {**config["features"], "encoder": encoder}
+        config = {**saved.config, "llm": llm or checkpoint.resolve(saved.config["llm"], path)}
+        if config["features"]:  # the encoder may be gone: not everyone needs it
+            name = encoder or pretrained.find(config["features"].get("encoder", ""), Path(path))
+            config["features"] = {**config["features"], "encoder": name}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         lm, tokenizer = language.load(config["llm"], device)
+        note = checkpoint.check_llm(config, lm, config["llm"], path)
+        if note and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
+            print(f"note: {note}", file=sys.stderr)
         try:
             qformer = QFormer(**config["qformer"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint: the Q-Former's config in {path} is damaged ({error})") from None
+        try:
             captioner = cls(lm, tokenizer, qformer, config["prompt"], config)
-        except (ValueError, TypeError) as error:  # TypeError: a prompt that is no text for a tokenizer
+        except ValueError as error:
             raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
         if captioner.max_caption_tokens is not None and captioner.max_caption_tokens < 1:
             raise UserError(f"{path} does not fit the language model {config['llm']}: it has too few positions")
-        checkpoint.load_weights(qformer, saved.weights, path)
-        qformer.to(device)
+        checkpoint.load_weights(captioner.qformer, saved.weights, path)
+        captioner.qformer.to(device)
         captioner.epoch, captioner.history = saved.epoch, saved.progress.get("history", [])
         return captioner.eval()
 
@@ -382,20 +326,11 @@ class VideoCaptioner(
         checkpoint.write_folder(save_directory, self.config, self.qformer)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **arguments: Any) -> "VideoCaptioner":
-        replaced = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
-        return cls.from_checkpoint(checkpoint.fetch_folder(model_id, **arguments), **replaced)
+    def from_pretrained(cls, name: str | Path, **arguments: Any) -> "VideoCaptioner":
+        """`from_checkpoint` for a folder of `save_pretrained`, or its name on the hub.
 
-
-def _mean_nll(logits: Tensor, packed: language.PackedCaptions, count: int) -> Tensor:
-    """Mean negative log-likelihood of each of `count` captions: logits (B, L + 1, V) -> (count,)."""
-    wanted = packed.labels != language.IGNORED
-    if count == len(logits):  # one caption a row: labels and logits lie side by side, and no logit is copied
-        logits, labels, caption = logits.flatten(0, 1), packed.labels.flatten(), packed.captions.flatten()
-    else:
-        row, column = wanted.nonzero(as_tuple=True)
-        logits = logits[row, packed.sources[row, column]]  # (predicted tokens, V)
-        labels, caption = packed.labels[row, column], packed.captions[row, column]
-    nll = F.cross_entropy(logits.float(), labels, ignore_index=language.IGNORED, reduction="none")
-    total = torch.zeros(count, device=nll.device).index_add(0, caption, nll)
-    return total / torch.bincount(packed.captions[wanted], minlength=count)
+        Arguments: device, llm, encoder, and revision, cache_dir, force_download, local_files_only, token for the hub.
+        Raises: TypeError for others.
+        """
+        models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
+        return cls.from_checkpoint(checkpoint.fetch_folder(name, **arguments), **models)

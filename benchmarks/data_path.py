@@ -60,7 +60,7 @@ def made_up(size: sizes.Size, data: Path, clips: int, dtype: str) -> Path:
     for split, count in (("train", clips), ("validation", 1)):
         records = [{"id": str(number), "label": sizes.captions(1, TOKENS)} for number in range(count)]
         for record, features in zip(records, (sizes.features(size, 1)[0] for _ in records), strict=True):
-            cache.save(data / "features" / split / f"{record['id']}.pt", cache.pack(features, dtype))
+            cache.save(data / "features" / split / f"{record['id']}.pt", cache.quantize(features, dtype))
         files.write_json(data / "annotations" / train.dataset.READY[split], records)
     return data
 

@@ -44,11 +44,11 @@ def files_of(kind: str, size: str, folder: Path, runs: int) -> list[str]:
     tokens = grid[0] * grid[1] * grid[2]
     names = [str(number) for number in range(CLIPS)]
     for name in names:
-        cache.save(folder / f"{name}.pt", cache.pack(torch.randn(tokens, dim), dtype, pool, grid))
+        cache.save(folder / f"{name}.pt", cache.quantize(torch.randn(tokens, dim), dtype, pool, grid))
 
     def read() -> None:
         for _, packed in FeatureLoader(folder, [[name] for name in names]):
-            cache.unpack(packed)
+            cache.dequantize(packed)
 
     seconds = measure.times({kind: read}, runs)[kind]
     size_of_file = (folder / "0.pt").stat().st_size
@@ -96,7 +96,7 @@ def cosines(features: Tensor, grid: cache.Grid) -> list[list[str]]:
     rows = []
     for kind, (dtype, pool) in KINDS.items():
         wanted = pooled(features, pool, grid)
-        found = cache.unpack(cache.pack(features, dtype, pool, grid))
+        found = cache.dequantize(cache.quantize(features, dtype, pool, grid))
         alike = torch.cosine_similarity(found.double(), wanted.double().view_as(found), dim=-1)
         rows.append([kind, f"{alike.min():.6f}", f"{alike.mean():.6f}", ">= 0.9995"])
     return rows

@@ -114,7 +114,7 @@ def make_base(folder: Path) -> None:
         checkpoint.write_folder(Path("folder"), saved.config, captioner.qformer)
         shutil.copytree("data", "int8")
         for path in Path("int8/features").glob("*/*.pt"):
-            cache.save(path, cache.pack(cache.load(path).values.float(), "int8"))
+            cache.save(path, cache.quantize(cache.load(path).values.float(), "int8"))
 
 
 def words(script: str, *more: Any, data: str = "data", saved: str = "checkpoint.pt") -> list[str]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
-from benchmarks.textbook import TextbookQFormer
 from qformer import QFormer, VideoCaptioner
+from tests.reference import TextbookQFormer
 
 EOS = 0
 

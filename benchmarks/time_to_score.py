@@ -22,12 +22,12 @@ import torch
 
 import train
 from benchmarks import demo, measure
-from benchmarks.textbook import TextbookQFormer
 from evaluation import ngrams as metrics
 from features import schedule
 from runtime import cli as arguments
 from runtime import distributed as ranks
 from runtime import files
+from tests.reference import TextbookQFormer
 
 
 class Reached(Exception):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import qformer
 from benchmarks import measure, sizes
-from benchmarks.textbook import textbook_loss
 from runtime import cli as arguments
 from runtime import files
+from tests.reference import textbook_loss
 
 TOKENS = 12  # of a caption
 COUNTED_BATCH = 8  # clips in the batch whose FLOPs are counted

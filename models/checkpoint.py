@@ -4,7 +4,6 @@ A checkpoint file is a dict with the published code's keys ("epoch", "model_stat
 "train_loss") and this project's ("config", "progress"). Files are opened as tensors and plain values only.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from models import language_model, pretrained
 from runtime import files
 from runtime.files import UserError
 
 PREFIX = "qformer."
+PUBLISHED_HEADS = 4
 PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
     "published": True,  # so that features of another encoder are not refused by name
     "llm": "Qwen/Qwen2-1.5B",
     "prompt": "a video showing:",
+    "caption_space": False,
     "features": {
         "encoder": "facebook/vjepa2-vitl-fpc64-256",
         "frames": 32,
@@ -36,8 +38,10 @@ PUBLISHED = {  # what the published code trained with, and does not say in its c
         "dim": 1024,
     },
 }
-PUBLISHED_HEADS = 4
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config
+DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")  # keywords for the hub
+
+keep = pretrained.keep
 
 
 @dataclass
@@ -51,103 +55,22 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)  # place within the epoch, losses so far, scores
 
 
+def _error(path: Path | str, reason: str) -> UserError:
+    return UserError(f"the checkpoint: {path} {reason}")
+
+
 def write(path: Path, saved: Checkpoint) -> None:
     """Write a checkpoint file, whole or not at all."""
     losses = [line["train_loss"] for line in saved.progress.get("history", [])]
-    files.save_tensors(
-        path,
-        {
-            "epoch": saved.epoch,
-            "model_state_dict": {PREFIX + name: tensor for name, tensor in saved.weights.items()},
-            "optimizer_state_dict": saved.optimizer,
-            "train_loss": losses[-1] if losses else None,
-            "config": saved.config,
-            "progress": saved.progress,
-        },
-    )
-
-
-def read(path: Path | str) -> Checkpoint:
-    """Read a checkpoint file (this project's or the published code's) or a folder of `write_folder`.
-
-    Raises: UserError where it is missing, damaged, would run code, or is no checkpoint of a captioner.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.exists():
-        raise UserError(f"the checkpoint: there is no file {path}; train.py makes one, or give --checkpoint another")
-    saved = files.load_tensors(path, "the checkpoint")
-    if not isinstance(saved, dict) or not isinstance(saved.get("model_state_dict"), dict):
-        raise UserError(
-            f"the checkpoint: {path} holds no model_state_dict; give --checkpoint a file that train.py wrote"
-        )
-    state = saved["model_state_dict"].items()
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state if str(name).startswith(PREFIX)}
-    config, progress = saved.get("config"), saved.get("progress") or {}
-    epoch = saved.get("epoch", 0)
-    if type(epoch) is not int or epoch < 0 or not _is_progress(progress):
-        raise UserError(f"the checkpoint: {path} is damaged (its epoch or its progress); make it again")
-    shape = shape_of(weights, path)
-    config = _checked({**PUBLISHED, "qformer": shape} if config is None else config, path, shape)
-    return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), progress)
-
-
-def shape_of(weights: dict[str, Tensor], path: Path) -> dict[str, int]:
-    """The Q-Former's shape, read off its weights; the number of heads leaves no trace and is the published one.
-
-    Raises: UserError where they are no Q-Former's, or not whole tensors (one with strides of 0 can claim any size).
-    """
-    for name, tensor in weights.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_contiguous()
-        if not plain or tensor.dtype not in FLOATS or tensor.device.type != "cpu":
-            raise UserError(f"the checkpoint: {path} is damaged: {name!r:.80} is not a tensor of numbers")
-    try:
-        _, queries, dim = weights["query_tokens"].shape
-        visual_dim = weights["visual_proj.weight"].shape[1]
-        hidden = weights["blocks.0.mlp.0.weight"].shape[0]
-        ratio = hidden // dim
-    except (KeyError, ValueError, IndexError, ZeroDivisionError):
-        raise UserError(
-            f"the checkpoint: {path} holds no Q-Former; give --checkpoint a file that train.py wrote"
-        ) from None
-    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-    shape = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "num_heads": PUBLISHED_HEADS}
-    return {**shape, "depth": depth, "mlp_ratio": ratio}
-
-
-def _is_progress(progress: Any) -> bool:
-    """Whether it is a place within an epoch and the scores of those before, as `train.py` keeps them."""
-
-    def numbers(values: Any, names: tuple[str, ...], kind: type) -> bool:
-        found = [values.get(name) for name in names] if isinstance(values, dict) else [None]
-        return all(type(value) in (int, kind) and 0 <= value < math.inf for value in found)
-
-    if not isinstance(progress, dict) or not isinstance(history := progress.get("history", []), list):
-        return False
-    scores = ("train_loss", "val_loss", "CIDEr")
-    if not all(numbers(line, ("epoch",), int) and numbers(line, scores, float) for line in history):
-        return False
-    if not progress.get("step"):
-        return True
-    run = progress.get("run")
-    counted = numbers(progress, ("step", "captions"), int) and numbers(progress, ("total",), float)
-    return counted and progress["captions"] > 0 and isinstance(run, dict)
-
-
-def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
-    """Copy a checkpoint's weights into a Q-Former. Raises: UserError where they are of another shape."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in qformer.state_dict().items()}
-    found = {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else None for name, tensor in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"the checkpoint: {path} is of another shape: {name} is {found.get(name)}, wanted {wanted.get(name)}; "
-                "use the settings it was trained with, or another --checkpoint"
-            )
-    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise UserError(f"the checkpoint: {path} holds numbers that are not finite ({bad[0]}); use an earlier one")
-    qformer.load_state_dict(weights)
+    content = {
+        "epoch": saved.epoch,
+        "model_state_dict": {PREFIX + name: tensor for name, tensor in saved.weights.items()},
+        "optimizer_state_dict": saved.optimizer,
+        "train_loss": losses[-1] if losses else None,
+        "config": saved.config,
+        "progress": saved.progress,
+    }
+    files.save_tensors(path, content)
 
 
 def write_folder(folder: Path, config: dict[str, Any], qformer: nn.Module) -> None:
@@ -157,54 +80,82 @@ def write_folder(folder: Path, config: dict[str, Any], qformer: nn.Module) -> No
     files.write_json(folder / "config.json", config)
 
 
-def fetch_folder(name: str, **download: Any) -> Path:
-    """A local folder as it is, or a hub's repository downloaded."""
-    if Path(name).is_dir():
+def fetch_folder(name: str | Path, **download: Any) -> Path:
+    """A local folder (or file) as it is, or a hub's repository, downloaded. Raises: TypeError for unknown keywords."""
+    if unknown := sorted(download.keys() - set(DOWNLOAD)):
+        known = ", ".join(("device", "llm", "encoder", *DOWNLOAD))
+        raise TypeError(f"from_pretrained() takes {known}, but not {', '.join(unknown)}")
+    if Path(name).exists():
         return Path(name)
-    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-    wanted = {key: value for key, value in download.items() if key in known}
-    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **wanted))
+    name = pretrained.check_name(str(name), "from_pretrained")
+    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **download))
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    config = files.read_json(folder / "config.json", "the checkpoint's config")
+def read(path: Path | str) -> Checkpoint:
+    """Read a checkpoint file (this project's or the published code's) or a folder of `write_folder`.
+
+    Raises: UserError where it is missing, damaged, would run code, or is no checkpoint of a captioner.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"the checkpoint: there is no file {path}; train.py makes one, or give --checkpoint another")
+    saved = _read_folder(path) if path.is_dir() else files.load_tensors(path, "the checkpoint")
+    if not isinstance(saved, dict) or not isinstance(saved.get("model_state_dict"), dict):
+        raise _error(path, "holds no model_state_dict; give --checkpoint a file that train.py wrote")
+    state = saved["model_state_dict"].items()
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state if str(name).startswith(PREFIX)}
+    epoch, progress = saved.get("epoch", 0), saved.get("progress") or {}
+    if not isinstance(epoch, int) or not isinstance(progress, dict):
+        raise _error(path, "is damaged (its epoch or its progress); use an earlier one")
+    config = _config(saved.get("config"), weights, path)
+    return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), progress)
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """A folder's content in the form that a file has."""
+    path = folder / "model.safetensors"
     try:
-        tensors = load_file(folder / "model.safetensors")
+        return {
+            "config": files.read_json(folder / "config.json", "the checkpoint"),
+            "model_state_dict": load_file(path),
+        }
     except FileNotFoundError:
-        raise UserError(f"the checkpoint: there is no file {folder / 'model.safetensors'}") from None
+        raise UserError(f"the checkpoint: there is no file {path}") from None
     except SafetensorError as error:
-        raise UserError(f"the checkpoint: {folder / 'model.safetensors'} is damaged ({error})") from None
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return Checkpoint(_checked(config, folder, shape_of(weights, folder)), weights)
+        raise _error(path, f"is damaged ({error})") from None
 
 
-def _checked(config: Any, path: Path, found: dict[str, int]) -> dict[str, Any]:
-    """A config with all its parts. Sizes are checked, by those that the weights have, before they are allocated."""
-    parts = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}
-    if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in parts.items()):
-        raise UserError(f"the checkpoint: the config in {path} is damaged or of another program; make it again")
-    limits = {"num_queries": 65536, "dim": 65536, "visual_dim": 65536, "num_heads": 1024, "depth": 256, "mlp_ratio": 64}
-    shape = config["qformer"]
-    for key, limit in limits.items():
-        if type(shape.get(key)) is not int or not 0 < shape[key] <= limit:
-            raise UserError(f"the checkpoint: {key} in {path} is {shape.get(key)!r:.80}, which no Q-Former has")
-        if key != "num_heads" and shape[key] != found[key]:
-            raise UserError(f"the checkpoint: {path} is damaged: its {key} is {shape[key]}, its weights' {found[key]}")
-    rates = [shape.get("dropout", 0.0), shape.get("mlp_dropout", 0.0)]
-    if set(shape) - set(limits) - {"dropout", "mlp_dropout"} or not all(
-        isinstance(rate, float | int) and 0 <= rate < 1 for rate in rates
-    ):
-        raise UserError(f"the checkpoint: the Q-Former's config in {path} is damaged; make it again")
-    return config
+def _config(config: Any, weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """A checkpoint's config with all its parts, checked; the published code's where there is none."""
+    try:
+        _, queries, dim = weights["query_tokens"].shape
+        visual_dim = weights["visual_proj.weight"].shape[1]
+        ratio = weights["blocks.0.mlp.0.weight"].shape[0] // dim
+    except (KeyError, ValueError, IndexError, AttributeError, ZeroDivisionError):
+        raise _error(path, "holds no Q-Former; give --checkpoint a file that train.py wrote") from None
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    sizes = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "depth": depth, "mlp_ratio": ratio}
+    if config is None:  # the number of heads leaves no trace in the weights
+        return {**PUBLISHED, "qformer": {**sizes, "num_heads": PUBLISHED_HEADS}}
+    if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in PARTS.items()):
+        raise _error(path, "has a config that is damaged or of another program")
+    if any(config["qformer"].get(key) != value for key, value in sizes.items()):
+        raise _error(path, f"is damaged: its config is not that of its weights ({sizes})")
+    return {"caption_space": True, **config}
 
 
-def cpu_copy(state: Any) -> Any:
-    """A copy of a state dict that later steps do not change."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: cpu_copy(value) for key, value in state.items()}
-    return [cpu_copy(value) for value in state] if isinstance(state, list) else state
+def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
+    """Copy a checkpoint's weights into a Q-Former. Raises: UserError where they are of another shape, or not finite."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in qformer.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            shapes = f"{name} is {found.get(name)}, wanted {wanted.get(name)}"
+            advice = "use the settings it was trained with, or another --checkpoint"
+            raise _error(path, f"is of another shape: {shapes}; {advice}")
+        if not weights[name].isfinite().all():
+            raise _error(path, f"holds numbers that are not finite ({name}); use an earlier one")
+    qformer.load_state_dict(weights)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
@@ -212,25 +163,36 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         saved = [index for group in state["param_groups"] for index in group["params"]]
-        kept = {index: _averages(entry) for index, entry in state["state"].items()}
-        fits = saved == list(range(len(parameters))) and (not kept or list(kept) == saved)
-        shapes = [parameter.shape for parameter in parameters]
-        fits = fits and all(tensor.shape == shapes[index] for index, (_, *both) in kept.items() for tensor in both)
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):  # whatever as_tensor makes of other things
+        averages = [
+            (entry[name], parameters[index])
+            for index, entry in state["state"].items()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        fits = saved == list(range(len(parameters))) and all(
+            average.shape == parameter.shape and average.isfinite().all() for average, parameter in averages
+        )
+    except (TypeError, KeyError, IndexError, AttributeError):  # it is no optimizer's state
         fits = False
     if fits:
-        names = ("step", "exp_avg", "exp_avg_sq")
-        entries = {index: dict(zip(names, entry, strict=True)) for index, entry in kept.items()}
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
     return fits
 
 
-def _averages(entry: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """AdamW's state of one parameter. Raises: ValueError where it could not have come to be."""
-    step, mean, square = (torch.as_tensor(entry[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    for tensor in (step, mean, square):
-        if not (tensor.dtype in FLOATS and tensor.is_contiguous() and tensor.isfinite().all()):
-            raise ValueError("not finite numbers")
-    if step.numel() != 1 or step < 0 or (square < 0).any():
-        raise ValueError("not an average of squares")
-    return step.float().reshape(()), mean, square
+def resolve(name: str, path: Path | str, flag: str = "--llm") -> str:
+    """Where a model that the checkpoint `path` names is now: a local folder, or a hub's name.
+
+    Raises: UserError where it can only be a local folder, and is gone.
+    """
+    return pretrained.check_name(pretrained.find(name, Path(path)), flag)
+
+
+def check_llm(config: dict[str, Any], lm: nn.Module, name: str, path: Path | str) -> str | None:
+    """Compare a language model with the one that a checkpoint was trained with; a note where that is not known.
+
+    Raises: UserError where it is another one.
+    """
+    if not config.get("llm_weights"):
+        return f"{path} does not say which language model it was trained with: {name} is taken for it"
+    if config["llm_weights"] != language_model.fingerprint(lm):
+        raise UserError(f"{name} is not the language model that {path} was trained with; give that one with --llm")
+    return None

@@ -1,159 +1,102 @@
-"""The language model's side: loading it, what it reads and what it is asked to predict (prompt, captions, end).
+"""The frozen language model: loading it, what it reads, and what it is asked to predict.
 
-One clip's row is [prefix | caption 1 | caption 2 | ...]: all captions of a clip continue the one prefix (the
-visual queries and the prompt) and none sees another. A caption's first token is predicted from the prefix's last
-position, its EOS from its own last token; the EOS itself is never an input, since nothing follows it.
+A row is [prefix | caption | pads]. The prefix (BOS, visual tokens, prompt) comes as embeddings; its last position
+predicts the caption's first token, and the caption's last token predicts EOS. EOS is never an input, since nothing
+follows it. Pads are on the right, where the causal mask hides them from all that counts: no other mask is needed.
 
-Shapes: B clips, L caption tokens in the longest row, S predicted tokens in the longest row, P prefix positions.
+Shapes: B clips, T texts, R rows (one a caption), P prefix positions, L tokens of the longest caption, V vocabulary,
+C embedding width.
 """
 
-import contextlib
+import copy
+import inspect
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from models import pretrained
 from runtime.files import UserError
 
 PROMPT = "a video showing:"
 IGNORED = -100  # the label that torch's cross entropy passes over
-
-
-class PackedCaptions(NamedTuple):
-    """The captions of a batch as token ids, and what is to be predicted where."""
-
-    input_ids: Tensor  # (B, L) caption tokens, rows padded on the right
-    offsets: Tensor  # (B, L) a token's place in its caption; its position is P + this
-    segments: Tensor  # (B, L) which of the row's captions a token belongs to; -1 for pads
-    sources: Tensor  # (B, S) where a label is predicted: 0 the prefix's last position, 1 + i after token i
-    labels: Tensor  # (B, S) caption tokens and EOS; -100 for pads
-    captions: Tensor  # (B, S) which of the batch's captions, counted row by row, a label belongs to; 0 for pads
-
-    def to(self, device: torch.device) -> "PackedCaptions":
-        """The same on another device."""
-        return PackedCaptions(*(tensor.to(device) for tensor in self))
-
-
-def pack_captions(rows: list[list[list[int]]], eos_id: int, pad_id: int) -> PackedCaptions:
-    """Pack the captions of each clip (rows of token ids without EOS) behind one prefix.
-
-    Labels are masked by place, never by id: where pad and EOS are one token (Qwen2), EOS is still learnt.
-    """
-    columns: tuple[list[list[int]], ...] = ([], [], [], [], [], [])
-    count = 0
-    for row in rows:
-        ids, offsets, segments, sources, labels, captions = ([] for _ in columns)
-        for segment, caption in enumerate(row):
-            sources += [0, *range(len(ids) + 1, len(ids) + len(caption) + 1)]
-            labels += [*caption, eos_id]
-            captions += [count] * (len(caption) + 1)
-            ids += caption
-            offsets += range(len(caption))
-            segments += [segment] * len(caption)
-            count += 1
-        for column, values in zip(columns, (ids, offsets, segments, sources, labels, captions), strict=True):
-            column.append(values)
-    fills = (pad_id, 0, -1, 0, IGNORED, 0)
-    return PackedCaptions(*(_pad(column, fill) for column, fill in zip(columns, fills, strict=True)))
-
-
-def block_mask(segments: Tensor, prefix_length: int) -> Tensor:
-    """Which columns a caption token may look at: the prefix, and its own caption up to itself.
-
-    Args:
-        segments: (B, L), -1 for pads. A pad sees the prefix only, so that no row is empty.
-        prefix_length: P, in positions.
-
-    Returns:
-        bool (B, L, P + L), True where attention is allowed.
-    """
-    batch, length = segments.shape
-    same = segments[:, :, None] == segments[:, None, :]  # (B, L, L)
-    own = same & (segments >= 0)[:, :, None] & torch.ones_like(same).tril()
-    prefix = torch.ones(batch, length, prefix_length, dtype=torch.bool, device=segments.device)
-    return torch.cat([prefix, own], dim=2)  # (B, L, P + L)
+SCORED_LOGITS = 64 * 2**20  # made at once when texts are scored: 256 MB in float32
 
 
 def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     """A decoder-only language model and its tokenizer, by hub name or local folder; bfloat16 on a GPU.
 
-    Raises: UserError where there is no such model, or it is not a decoder-only language model.
+    Raises: UserError where there is no such model, or it cannot write behind embeddings.
     """
-    logging.disable_progress_bar()  # the scripts draw their own
+    name = pretrained.check_name(pretrained.find(name), "--llm")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
+    with pretrained.loading("the language model", name, "--llm"):
         # A checkpoint names its language model: code that comes with a model is not run, nor is the user asked.
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm, loading = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-        if loading["missing_keys"]:  # transformers makes them up at random
-            raise ValueError(f"its files lack {len(loading['missing_keys'])} weights")
-    # Damaged folders fail in each library's own way (safetensors, tokenizers, JSON, shapes)
-    except Exception as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the language model {name!r} does not load ({reason}); give --llm a hub name or a local folder"
-        ) from None
-    return lm.to(device), tokenizer
+    lm, report = loaded
+    if missing := report["missing_keys"]:  # transformers makes them up at random
+        raise UserError(f"the language model {name!r} lacks {len(missing)} of its weights; download it again")
+    lm = lm.to(device).eval()
+    if reason := why_it_cannot_caption(lm):
+        raise UserError(f"the language model {name!r} cannot write captions ({reason}); choose another --llm")
+    return lm, tokenizer
 
 
-@contextlib.contextmanager
-def last_mlp_for(lm: nn.Module, kept: int) -> Iterator[None]:
-    """Within it, the last layer's MLP runs for the last `kept` positions only: nothing reads what it gives for others.
+class _Always:
+    """Makes generate() go on with one token, whatever the model predicts."""
 
-    Its keys and values come before it, and logits are made of the kept positions: of 80 positions with 13 kept this
-    is a fortieth of Qwen2-1.5B's work, forwards and backwards. Language models without a gated MLP run as they are.
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.token] = 0
+        return forced
+
+
+@torch.no_grad()
+def why_it_cannot_caption(lm: nn.Module) -> str | None:
+    """Try to write two tokens behind embeddings; None where the model can, as a decoder-only one should.
+
+    Two rows of four embeddings, of which only the last differs. Three passes over the weights, a second or two for
+    1.5 B parameters on a CPU.
     """
-    layers = max((m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m)), key=len, default=[None])
-    mlp = getattr(layers[-1], "mlp", None)
-    projections = (getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not all(isinstance(projection, nn.Linear) for projection in projections) or "forward" in vars(mlp):
-        yield
-        return
-    whole = mlp.forward
-
-    def last(x: Tensor) -> Tensor:  # (B, P + L, C)
-        return F.pad(whole(x[:, -kept:].contiguous()), (0, 0, x.shape[1] - kept, 0))
-
-    mlp.forward = last
+    embedding = lm.get_input_embeddings()
+    ramp = torch.linspace(-1, 1, embedding.embedding_dim, device=embedding.weight.device, dtype=embedding.weight.dtype)
+    inputs = ramp.expand(2, 4, -1).clone()  # (2, 4, C)
+    inputs[1, -1] = ramp.flip(0)
+    mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    settings = GenerationConfig(**settings, output_logits=True, return_dict_in_generate=True)
+    kept, lm.generation_config = lm.generation_config, GenerationConfig()
+    name = type(lm).__name__
     try:
-        yield
+        written = lm.generate(
+            inputs_embeds=inputs, attention_mask=mask, generation_config=settings, logits_processor=[_Always(0)]
+        ).logits
+        read = lm(inputs_embeds=inputs).logits.float()  # (2, 4, V)
+    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError):  # each model has its own way
+        return f"{name} does not generate from embeddings"
     finally:
-        del mlp.forward
+        lm.generation_config = kept
+    before, last = (read[0] - read[1]).abs().amax(dim=-1).tensor_split([3])
+    if last == 0 or torch.equal(*written[1]):
+        return f"{name} writes the same whatever embeddings it is given"
+    if before.max() > 0.01 * last:
+        return f"{name} is no decoder: it reads what follows a word as well as what precedes it"
+    return None
 
 
-def as_one_matrix(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Before a language model's head: the positions that logits are wanted for, (B, L, C), copied to stand together.
-
-    They are a slice of all positions, and torch multiplies what is no whole matrix clip by clip, each time by the
-    whole vocabulary: on a CPU at Qwen2-1.5B's size twice the time for 8 clips of 13 positions, five times for 64 of 1.
-    """
-    return (inputs[0].contiguous(), *inputs[1:])
-
-
-def activations_made_again() -> AbstractContextManager:
-    """Within it, the backward pass of a gated MLP makes silu(gate) again instead of keeping it.
-
-    A frozen language model keeps little but its MLPs' gate, silu(gate) and up: this is a quarter of the memory of a
-    training step, for a cheap function. The same numbers, bit for bit.
-    """
-
-    def pack(tensor: Tensor) -> Any:
-        made_by = tensor.grad_fn
-        return made_by if type(made_by).__name__ == "SiluBackward0" else tensor  # it keeps its input anyway
-
-    def unpack(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else F.silu(kept._saved_self)
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+def fingerprint(lm: nn.Module) -> str:
+    """A name for a language model's weights, the same in float32 on a CPU and in bfloat16 on a GPU."""
+    return pretrained.fingerprint(lm, torch.bfloat16)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -161,21 +104,23 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     return tokenizer(prompt, add_special_tokens=False).input_ids
 
 
-def caption_ids(tokenizer: Any, prompt: str, caption: str) -> list[int]:
+def caption_ids(tokenizer: Any, prompt: str, caption: str, space: bool = True) -> list[int]:
     """A caption's tokens as they follow the prompt, without EOS.
 
-    Prompt and caption are tokenized as one text and the prompt's tokens cut off, so that the caption's first word
-    gets the token it has in running text ("Ġmoving", "▁moving") whatever the tokenizer does at a text's start.
+    With `space`, prompt and caption are tokenized as one text and the prompt's tokens cut off, so that the caption's
+    first word gets the token it has in running text ("Ġmoving", "▁moving") whatever the tokenizer does at a text's
+    start. Without, the caption is tokenized by itself, as the published code does.
     """
-    before = prompt_ids(tokenizer, prompt)
     caption = " ".join(caption.split())
-    whole = tokenizer(f"{prompt} {caption}", add_special_tokens=False).input_ids
+    if not space:
+        return prompt_ids(tokenizer, caption)
+    before, whole = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, f"{prompt} {caption}")
     if whole[: len(before)] == before:
         return whole[len(before) :]
-    return tokenizer(f" {caption}", add_special_tokens=False).input_ids  # prompt and caption share a token
+    return prompt_ids(tokenizer, f" {caption}")  # prompt and caption share a token
 
 
-def leading_ids(tokenizer: Any) -> list[int]:
+def bos_ids(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before every text by itself (Llama's BOS; nothing for Qwen2)."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     marked = tokenizer("a").input_ids
@@ -199,6 +144,109 @@ def eos_id(tokenizer: Any, lm: nn.Module) -> int:
     raise ValueError("the language model has no EOS token: set eos_token in its tokenizer's configuration")
 
 
-def _pad(rows: list[list[int]], fill: int) -> Tensor:
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.long).reshape(-1, width)
+def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor]:
+    """What the language model reads behind the prefix, and what it is to predict.
+
+    Labels are masked by place, never by id, so that EOS is learnt although pads have its id too. That id is one
+    that the model has an embedding for, which an added pad token's need not be.
+
+    Returns:
+        Token ids (R, L), and labels (R, L + 1): each caption's tokens and EOS. Label j is predicted at position
+        P - 1 + j.
+    """
+    longest = max(map(len, captions), default=0)
+    ids = [caption + [eos_id] * (longest - len(caption)) for caption in captions]
+    labels = [[*caption, eos_id] + [IGNORED] * (longest - len(caption)) for caption in captions]
+    shape = (len(captions), longest)
+    return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(labels, dtype=torch.long)
+
+
+def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+    """Each row's mean negative log-likelihood over its labels: (R, P, C), (R, L) and (R, L + 1) -> (R,)."""
+    inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
+    kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
+    return _token_nll(_run(lm, inputs, kept, use_cache=False).logits, labels).sum(dim=1) / _count(labels)
+
+
+def _run(lm: nn.Module, inputs: Tensor, kept: Tensor, **arguments: Any) -> Any:
+    """The model's output for embeddings (R, P + L, C), with logits of the positions `kept` only."""
+    if "logits_to_keep" in inspect.signature(lm.forward).parameters:
+        # Positions that are picked by index stand together in memory, so that the head is one matrix product.
+        return lm(inputs_embeds=inputs, logits_to_keep=kept, **arguments)
+    output = lm(inputs_embeds=inputs, **arguments)
+    output.logits = output.logits[:, kept]
+    return output
+
+
+def _token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each label's negative log-likelihood, 0 where it is ignored: (R, L, V) and (R, L) -> (R, L)."""
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll.view(labels.shape)
+
+
+def _count(labels: Tensor) -> Tensor:
+    return (labels != IGNORED).sum(dim=1)
+
+
+def log_likelihood(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+    """The mean log-likelihood of every text behind every prefix: (B, P, C), (T, L) and (T, L + 1) -> (B, T).
+
+    Where the model's key-value cache can be copied, a prefix is read once, and blocks of texts follow on copies.
+    """
+    clips, length = prefix.shape[:2]
+    last = torch.tensor([length - 1], device=prefix.device)
+    first = _run(lm, prefix, last, use_cache=True)  # logits (B, 1, V)
+    cache = first.get("past_key_values")
+    lengths = _count(labels).tolist()
+    found = torch.empty(clips, len(ids), device=prefix.device)
+    for block in _blocks(lengths, clips * first.logits.shape[-1]):
+        longest = lengths[block[-1]]
+        rows = [x.repeat(clips, 1) for x in (ids[block, : longest - 1], labels[block, :longest])]
+        if _can_be_copied(cache, length):
+            nll = _nll_behind_cache(lm, first.logits, cache, *rows)
+        else:
+            nll = mean_nll(lm, prefix.repeat_interleave(len(block), dim=0), *rows)
+        found[:, block] = -nll.unflatten(0, (clips, len(block)))
+    return found
+
+
+def _blocks(lengths: list[int], logits: int) -> Iterator[list[int]]:
+    """Indices of texts, the shortest first, in blocks whose logits fit the budget; `logits`: for one label of all."""
+    block: list[int] = []
+    for text in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if block and logits * lengths[text] * (len(block) + 1) > SCORED_LOGITS:
+            yield block
+            block = []
+        block.append(text)
+    if block:
+        yield block
+
+
+def _can_be_copied(cache: Any, length: int) -> bool:
+    """Whether a cache holds the keys and values of `length` positions and nothing else (no recurrent state)."""
+    return isinstance(cache, DynamicCache) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length() == length
+        for layer in cache.layers
+    )
+
+
+def _nll_behind_cache(lm: nn.Module, first: Tensor, cache: DynamicCache, ids: Tensor, labels: Tensor) -> Tensor:
+    """As `mean_nll`, for B prefixes that the model has read: their last logits (B, 1, V), and their cache."""
+    cache, repeats = copy.deepcopy(cache), len(ids) // len(first)
+    cache.batch_repeat_interleave(repeats)
+    nll = _token_nll(first.repeat_interleave(repeats, dim=0), labels[:, :1]).sum(dim=1)
+    if ids.shape[1]:
+        inputs = lm.get_input_embeddings()(ids)
+        later = lm(inputs_embeds=inputs, past_key_values=cache, use_cache=True).logits  # (R, L, V)
+        nll = nll + _token_nll(later, labels[:, 1:]).sum(dim=1)
+    return nll / _count(labels)
+
+
+def generate(lm: nn.Module, prefix: Tensor, eos_id: int, max_new_tokens: int, num_beams: int) -> list[list[int]]:
+    """Token ids behind each prefix (B, P, C), without EOS: greedy, or beam search, never sampled."""
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False, eos_token_id=eos_id, pad_token_id=eos_id
+    )
+    mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+    tokens = lm.generate(inputs_embeds=prefix, attention_mask=mask, generation_config=settings).tolist()
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens]

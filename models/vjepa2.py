@@ -6,8 +6,7 @@ Letters: B clips, T frames, S pixels each way, N patch tokens a clip, D their wi
 N = T' * H' * W' tokens.
 """
 
-import hashlib
-import json
+import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +16,20 @@ import torch
 from torch import Tensor
 
 from features.cache import CacheConfig, Grid
+from models import pretrained
+from runtime import files
 from runtime.files import UserError
 from video.reader import MEAN, STD, Transform
 
 DEFAULT_ENCODER = "facebook/vjepa2-vitl-fpc64-256"
-ROWS_ON_CPU = 2048  # tokens in a batch: more make no matrix product faster, and the last batch longer
+TOKENS_ON_CPU = 2048  # in a batch: more make no matrix product faster, and the last batch longer
+# torch.compile on a machine or a Python that it does not support, or without a C compiler: RuntimeError is the base of
+# torch._dynamo's and torch._inductor's own.
+NOT_COMPILED = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 
 
 class Stopped(Exception):
-    """Another thread has no use any more for what was being encoded."""
+    """Not raised any more; gone when features/encoding.py is."""
 
 
 class VideoEncoder:
@@ -40,11 +44,11 @@ class VideoEncoder:
         size: int | None = None,
         transform: Transform | None = None,
     ) -> None:
-        """Load `name`, on the hub or a local folder; `transform` replaces the one that its files describe.
+        """Load `name`, of the hub or a local folder; `transform` replaces the one that its files describe.
 
         Raises: UserError where it does not load, is no V-JEPA 2, or does not fit `frames` or `size`.
         """
-        self.name, self.device, self.frames = str(name), torch.device(device), frames
+        self.name, self.device, self.frames = pretrained.keep(str(name)), torch.device(device), frames
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         model, described = _load(self.name, self.dtype, size if transform is None else transform.size)
         self.transform = transform or Transform(described.size, crop, described.mean, described.std)
@@ -58,12 +62,10 @@ class VideoEncoder:
         self.grid: Grid = (frames // config.tubelet_size, side, side)
         self.tokens, self.dim = self.grid[0] * side * side, config.hidden_size
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
-        self.weights = _fingerprint(self.model)
-        self.stop = threading.Event()  # set: ends what `encode` is at, between two layers, with Stopped
-        if self.device.type != "cuda":  # a GPU is quick; and a hook would break up what it compiles
-            for layer in self.model.layer:
-                layer.register_forward_pre_hook(self._check_stop)
-        self._batch = 0  # smaller batches are filled up to this one
+        # Through float16, so that an encoder is the same one on a GPU and on a CPU.
+        self.weights = pretrained.fingerprint(self.model, torch.float16)
+        self.stop = threading.Event()  # not read any more; gone when features/encoding.py is
+        self._batch = 0  # smaller batches are padded to this size
         self._forward = self._normalize_and_encode
 
     @classmethod
@@ -86,27 +88,14 @@ class VideoEncoder:
 
     def cache_config(self, dtype: str = "float16", pool: int = 1) -> CacheConfig:
         """What features of this encoder are, kept as `dtype` after `pool`."""
-        look = self.transform
-        tokens = self.tokens // pool**2
-        return CacheConfig(
-            self.name,
-            self.frames,
-            look.size,
-            look.crop,
-            look.mean,
-            look.std,
-            dtype,
-            pool,
-            tokens,
-            self.dim,
-            self.weights,
-        )
+        look = (self.transform.size, self.transform.crop, self.transform.mean, self.transform.std)
+        return CacheConfig(self.name, self.frames, *look, dtype, pool, self.tokens // pool**2, self.dim, self.weights)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
         """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D) on the encoder's device.
 
-        Raises: UserError where a GPU cannot hold that many; Stopped where `stop` was set meanwhile.
+        Raises: UserError where a GPU cannot hold that many.
         """
         count = len(clips)
         clips = clips.to(self.device, non_blocking=True)
@@ -119,10 +108,6 @@ class VideoEncoder:
                 f"the GPU has not the memory to encode {len(clips)} clips at once: lower --batch-size"
             ) from None
 
-    def _check_stop(self, *_: object) -> None:
-        if self.stop.is_set():
-            raise Stopped
-
     def _normalize_and_encode(self, clips: Tensor) -> Tensor:
         mean = torch.tensor(self.transform.mean, device=self.device).view(3, 1, 1)
         std = torch.tensor(self.transform.std, device=self.device).view(3, 1, 1)
@@ -130,11 +115,13 @@ class VideoEncoder:
         return self.model(pixels).last_hidden_state
 
     def prepare(self, batch: int | None) -> int:
-        """Make ready for many batches of one size: compile on a GPU. None: what fills it; few on a CPU."""
+        """Make ready for many batches of one size (None: chosen here), and return it; on a GPU, compile."""
         if self.device.type != "cuda":
-            batch = batch or max(1, min(16, ROWS_ON_CPU // self.tokens))
-            # With few rows a matrix product's rounding depends on how many there are. Filled up, a clip's features do
-            # not depend on which clips it meets, in a resumed run say; with many tokens the time would be felt.
+            batch = batch or max(1, min(16, TOKENS_ON_CPU // self.tokens))
+            # How a matrix product rounds depends on its number of rows, where they are few. Smaller batches are padded
+            # to this size, so that a clip's features are bitwise the same in any batch: a run that was stopped and
+            # resumed writes the files that it would have written. With many tokens padding would take time, and the
+            # rounding does not depend on the batch.
             self._batch = batch if self.tokens < 1024 else 0
             return batch
         batch = batch or self._largest_batch()
@@ -143,9 +130,7 @@ class VideoEncoder:
             self._forward = torch.compile(eager, dynamic=False)
             self._batch = batch  # the compiled encoder knows one shape
             self.encode(torch.zeros(batch, self.frames, 3, self.transform.size, self.transform.size, dtype=torch.uint8))
-        except UserError:
-            raise
-        except Exception:  # a machine without a C compiler: slower, the same features
+        except NOT_COMPILED:  # slower, the same features
             self._forward, self._batch = eager, 0
         return batch
 
@@ -163,63 +148,42 @@ class VideoEncoder:
 def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transform]:
     """The model, and the transform that its files describe."""
     from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one line for each file of weights, however small
-    try:
+    name = pretrained.check_name(pretrained.find(name), "--encoder")
+    with pretrained.loading("the encoder", name, "--encoder"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        described = _described_transform(name, config)
-        if config.model_type != "vjepa2":
-            raise ValueError(f"it is a {config.model_type}, not a V-JEPA 2")
-        if size is not None:
-            described = Transform(size, False, described.mean, described.std)
-        config.crop_size = described.size  # what the rotary positions are counted by
-        model, loading = AutoModel.from_pretrained(
+    if config.model_type != "vjepa2":
+        raise UserError(f"the encoder {name!r} does not load: it is a {config.model_type}, not a V-JEPA 2")
+    described = _described_transform(name, config)
+    if size is not None:
+        described = Transform(size, False, described.mean, described.std)
+    config.crop_size = described.size  # what the rotary positions are counted by
+    with pretrained.loading("the encoder", name, "--encoder"):
+        loaded = AutoModel.from_pretrained(
             name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
-        missing = [key for key in loading["missing_keys"] if key.startswith("encoder.")]
-        if missing:
-            raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} first")
-    # Damaged folders fail in each library's own way (safetensors, JSON, strict configs, shapes)
-    except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"the encoder {name!r} does not load ({reason}); give a hub name or a local folder") from None
-    finally:
-        logging.enable_progress_bar()
+    model, report = loaded
+    if missing := [key for key in report["missing_keys"] if key.startswith("encoder.")]:
+        raise UserError(f"the encoder {name!r} does not load: it lacks {len(missing)} of its weights")
     return model, described
 
 
 def _described_transform(name: str, config: Any) -> Transform:
-    """Size, mean and std as the checkpoint's preprocessor file has them; the model's crop and ImageNet's else."""
+    """Size, mean and std as the model's preprocessor file has them; the model's crop and ImageNet's else."""
     from transformers.utils import cached_file
 
     described: dict[str, Any] = {}
+    optional = {f"_raise_exceptions_for_{cause}": False for cause in ("missing_entries", "gated_repo")}
+    optional["_raise_exceptions_for_connection_errors"] = False
     for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        path = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
+        if path := cached_file(name, file, **optional):
+            described |= files.read_json(path, "the encoder")
+    try:
+        crop = described.get("crop_size") or config.crop_size
+        size = int(crop["height"] if isinstance(crop, dict) else crop)
+        mean, std = (
+            tuple(map(float, described.get(key) or usual)) for key, usual in (("image_mean", MEAN), ("image_std", STD))
         )
-        if path:
-            described |= json.loads(Path(path).read_text(encoding="utf-8"))
-    crop = described.get("crop_size") or config.crop_size
-    size = int(crop["height"] if isinstance(crop, dict) else crop)
-    mean, std = (
-        tuple(map(float, described.get(key) or usual)) for key, usual in (("image_mean", MEAN), ("image_std", STD))
-    )
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"the encoder: the preprocessor's file in {name} is damaged; download it again") from None
     return Transform(size, False, mean, std)
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A name for the weights, whatever folder they are in: 16 hex digits of a hash of some numbers of each tensor.
-
-    In float16, so that an encoder is the same one on a GPU and on a CPU.
-    """
-    parts = [
-        p.detach().flatten()[:: max(1, p.numel() // 256)][:256].half() for _, p in sorted(model.named_parameters())
-    ]
-    return hashlib.sha256(torch.cat(parts).cpu().numpy().tobytes()).hexdigest()[:16]

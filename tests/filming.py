@@ -7,8 +7,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
-from transformers import VJEPA2Config, VJEPA2Model
+
+from tests import tiny
 
 
 def moving(count: int, width: int = 64, height: int = 48, seed: int = 0) -> np.ndarray:
@@ -73,24 +73,8 @@ def real_videos() -> list[Path]:
 
 
 def tiny_vjepa(folder: Path, dim: int = 24, seed: int = 0) -> Path:
-    """A random V-JEPA 2 of 2 layers: squares of 32 pixels, patches of 8, 4 x 4 tokens for 2 frames."""
-    torch.manual_seed(seed)
-    config = VJEPA2Config(
-        patch_size=8,
-        crop_size=32,
-        frames_per_clip=4,
-        tubelet_size=2,
-        hidden_size=dim,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        mlp_ratio=2,
-        pred_hidden_size=12,
-        pred_num_attention_heads=2,
-        pred_num_hidden_layers=1,
-        pred_num_mask_tokens=1,
-    )
-    VJEPA2Model(config).save_pretrained(folder)
-    return folder
+    """tests.tiny has it."""
+    return tiny.save_encoder(folder, seed, dim)
 
 
 def write_dataset(data: Path, counts: dict[str, int]) -> list[str]:

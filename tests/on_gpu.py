@@ -13,12 +13,12 @@ import infer
 import prepare_annotations
 import preprocess_something_something_v2 as preprocess
 import train
-from benchmarks import textbook
 from dataset import feature_batches
 from features import cache
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
 from tests import filming, tiny
+from tests import reference as textbook
 
 GPU = torch.device("cuda")
 CLIPS = [[tiny.CAPTIONS[0], tiny.CAPTIONS[2]], [tiny.CAPTIONS[1]], [tiny.CAPTIONS[3], tiny.CAPTIONS[4]]]

@@ -14,20 +14,20 @@ from runtime import cli
 
 ROOT = Path(__file__).parents[1]
 
-# A clean process that has imported all of it once, and that every script is a fork of. The last five are what the
-# scripts' libraries import late: three seconds of processor time for each process.
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(
-    [
-        "train",
-        "evaluate",
-        "transformers.models.qwen2.modeling_qwen2",
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "torch.nn.parallel.distributed",
-        "matplotlib.backends.backend_agg",
-    ]
-)
+# Where there is a fork server, every script is a fork of a clean process that has imported all of it once. The last
+# five are what the scripts' libraries import late: three seconds of processor time for each process.
+PRELOADED = [
+    "train",
+    "evaluate",
+    "transformers.models.qwen2.modeling_qwen2",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.nn.parallel.distributed",
+    "matplotlib.backends.backend_agg",
+]
+forks = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if forks.get_start_method() == "forkserver":
+    forks.set_forkserver_preload(PRELOADED)
 
 
 class Script:

@@ -1,30 +1,34 @@
-import contextlib
 import copy
 
-import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig
 
-from benchmarks import textbook
-from features import cache
-from models import checkpoint
 from models import language_model as language
-from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
-from sample import __main__ as sample
-from tests import tiny
-from video.reader import read_frames
+from tests import reference, tiny
+from tests.models import families
 
-KINDS = ["qwen2", "qwen3", "llama", "gpt2", "opt", "bloom"]
 BATCH = [
     [tiny.CAPTIONS[0], tiny.CAPTIONS[2], tiny.CAPTIONS[5]],
     [tiny.CAPTIONS[1]],
     [tiny.CAPTIONS[3], tiny.CAPTIONS[4]],
 ]
+KINDS = [*families.ATTENTION, *families.RECURRENT]
 
 
 def some_features(batch=3, tokens=6, width=16):
     return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def captioner(request):
+    return family(request.param)
+
+
+def family(kind):
+    return VideoCaptioner(families.tiny_lm(kind), tiny.tiny_tokenizer(), tiny.tiny_qformer()).eval()
 
 
 def pair(dropout=0.0, **sizes):
@@ -32,9 +36,12 @@ def pair(dropout=0.0, **sizes):
     absorbed = QFormer(**sizes, dropout=dropout, mlp_dropout=dropout)
     for parameter in absorbed.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # biases that matter
-    reference = textbook.TextbookQFormer(**sizes, dropout=dropout, mlp_dropout=dropout)
-    reference.load_state_dict(absorbed.state_dict())
-    return absorbed, reference
+    other = reference.TextbookQFormer(**sizes, dropout=dropout, mlp_dropout=dropout)
+    other.load_state_dict(absorbed.state_dict())
+    return absorbed, other
+
+
+# ---- the Q-Former ----
 
 
 def test_full_size_has_the_published_number_of_parameters_and_names():
@@ -52,16 +59,16 @@ def test_full_size_has_the_published_number_of_parameters_and_names():
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 def test_absorbed_attention_equals_the_textbook_in_outputs_and_all_gradients(depth, masked):
-    absorbed, reference = pair(num_queries=5, dim=24, visual_dim=16, num_heads=3, depth=depth)
+    absorbed, textbook = pair(num_queries=5, dim=24, visual_dim=16, num_heads=3, depth=depth)
     features = some_features()
     mask = torch.ones(3, 6, dtype=torch.bool)
     mask[0, 4:] = mask[2, 1:] = False
     mask = mask if masked else None
-    outputs = [model(features, mask) for model in (absorbed, reference)]
+    outputs = [model(features, mask) for model in (absorbed, textbook)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
     for output in outputs:
         output.square().sum().backward()
-    for (name, one), other in zip(absorbed.named_parameters(), reference.parameters(), strict=True):
+    for (name, one), other in zip(absorbed.named_parameters(), textbook.parameters(), strict=True):
         scale = other.grad.norm() + 1e-6
         # A key bias moves all scores of a query alike: its gradient is zero but for rounding.
         assert (one.grad - other.grad).norm() / scale < 1e-5 or other.grad.norm() < 1e-4, name
@@ -69,21 +76,21 @@ def test_absorbed_attention_equals_the_textbook_in_outputs_and_all_gradients(dep
 
 def test_the_sums_that_dropout_changes_are_kept():
     """With attention dropout, sum(p) is not 1: the biases' share must follow it, as in the textbook."""
-    absorbed, reference = pair(dropout=0.5, num_queries=3, dim=8, visual_dim=4, num_heads=2)
+    absorbed, textbook = pair(dropout=0.5, num_queries=3, dim=8, visual_dim=4, num_heads=2)
     x, features = torch.randn(2, 3, 8), some_features(2, 5, 4)
     kept = torch.bernoulli(torch.full((2, 6, 5), 0.5)) * 2  # what dropout multiplies p by
-    cross, plain = absorbed.blocks[0].cross_attn, reference.blocks[0].cross_attn
+    cross, plain = absorbed.blocks[0].cross_attn, textbook.blocks[0].cross_attn
     visual = absorbed.visual_proj(features)
-    q, k, v = torch.nn.functional._in_projection_packed(x, visual, visual, plain.in_proj_weight, plain.in_proj_bias)
+    q, k, v = F._in_projection_packed(x, visual, visual, plain.in_proj_weight, plain.in_proj_bias)
     q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
     p = (q @ k.mT / 2).softmax(-1) * kept.unflatten(1, (2, 3))
     expected = plain.out_proj((p @ v).transpose(1, 2).flatten(2))
-    drop = torch.nn.functional.dropout
+    drop = F.dropout
     try:
-        torch.nn.functional.dropout = lambda p, *_: p * kept
+        F.dropout = lambda p, *_: p * kept
         found = cross(x, features, absorbed.visual_proj)
     finally:
-        torch.nn.functional.dropout = drop
+        F.dropout = drop
     torch.testing.assert_close(found, expected)
 
 
@@ -112,11 +119,85 @@ def test_features_as_the_cache_keeps_them_need_no_conversion():
         assert captioner.generate(kept, 5) == captioner.generate(kept.float(), 5)
 
 
+# ---- every family of language models ----
+
+
+def alone(captioner, features, caption):
+    """The loss of one caption of one clip, (1, N, D), by a plain forward pass that makes all logits."""
+    ids = captioner.caption_ids(caption)
+    prefix = captioner.prefix(features)
+    inputs = torch.cat([prefix, captioner.lm.get_input_embeddings()(torch.tensor([ids]))], dim=1)
+    logits = captioner.lm(inputs_embeds=inputs).logits[0, prefix.shape[1] - 1 :]
+    return F.cross_entropy(logits, torch.tensor([*ids, captioner.eos_id]))
+
+
+@torch.no_grad()
+def test_losses_are_those_of_a_plain_forward_pass_of_each_caption(captioner):
+    """However many captions a clip has, of whatever lengths, in models with state from token to token too."""
+    features = some_features()
+    found = captioner.per_caption_nll(features, BATCH)
+    expected = torch.stack(
+        [alone(captioner, features[row : row + 1], text) for row, texts in enumerate(BATCH) for text in texts]
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(captioner.loss(features, BATCH), expected.mean(), rtol=0, atol=1e-5)
+    weighted = captioner.loss(features, BATCH, weights=[0.5, 0, 0, 0, 0, 2])
+    torch.testing.assert_close(weighted, 0.5 * expected[0] + 2 * expected[5], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_log_likelihoods_are_those_of_each_text_alone(captioner, monkeypatch):
+    features = some_features(2)
+    monkeypatch.setattr(language, "SCORED_LOGITS", 2 * 384 * 14)  # several blocks, one of two texts
+    found = captioner.log_likelihood(features, tiny.CAPTIONS)
+    expected = [[-alone(captioner, features[row : row + 1], text) for text in tiny.CAPTIONS] for row in range(2)]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_prefix_is_read_once_where_there_is_a_key_value_cache(kind):
+    captioner, read = family(kind), []
+    captioner.lm.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    captioner.log_likelihood(some_features(), tiny.CAPTIONS)
+    longest = max(len(captioner.caption_ids(text)) for text in tiny.CAPTIONS)
+    behind = longest if kind in families.ATTENTION else captioner.prefix_length + longest
+    assert read == [captioner.prefix_length, behind]
+
+
+@torch.no_grad()
+def test_greedy_captions_are_a_naive_loops(captioner):
+    """And the same in any batch."""
+    features = some_features()
+    together = captioner.generate(features, max_new_tokens=8)
+    assert together[1:] == captioner.generate(features[1:], max_new_tokens=8)
+    ids = []
+    for _ in range(8):  # without a cache: the whole row again for each token
+        written = captioner.lm.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+        inputs = torch.cat([captioner.prefix(features[:1]), written], dim=1)
+        ids.append(captioner.lm(inputs_embeds=inputs).logits[0, -1].argmax().item())
+        if ids[-1] == captioner.eos_id:
+            break
+    assert together[0] == " ".join(captioner.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+
+@torch.no_grad()
+def test_beams_are_transformers_own(captioner):
+    features = some_features(2)
+    settings = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
+    ends = {"eos_token_id": captioner.eos_id, "pad_token_id": captioner.eos_id}
+    prefix = captioner.prefix(features)
+    rows = captioner.lm.generate(inputs_embeds=prefix, generation_config=GenerationConfig(**settings, **ends))
+    expected = [" ".join(text.split()) for text in captioner.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    assert captioner.generate(features, max_new_tokens=6, num_beams=3) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_loss_equals_the_textbook_for_captions_of_equal_length(kind):
-    captioner = tiny.tiny_captioner(kind)
-    reference = textbook.TextbookQFormer(4, 32, 16, 4, dropout=0.0, mlp_dropout=0.0)
-    reference.load_state_dict(captioner.qformer.state_dict())
+    captioner = family(kind)
+    other = reference.TextbookQFormer(4, 32, 16, 4, dropout=0.0, mlp_dropout=0.0)
+    other.load_state_dict(captioner.qformer.state_dict())
     captions = [tiny.CAPTIONS[0], "moving a red pen on"]
     ids = [captioner.caption_ids(caption) for caption in captions]
     length = min(map(len, ids))
@@ -125,106 +206,80 @@ def test_loss_equals_the_textbook_for_captions_of_equal_length(kind):
     assert len(ids[0]) == len(ids[1])
     features = some_features(2)
     loss = captioner.loss(features, captions)
-    arguments = (captioner.text, ids, captioner.eos_id, captioner.pad_id)
-    expected = textbook.textbook_loss(captioner.lm, reference, features, *arguments)
+    arguments = (captioner.prompt_ids, ids, captioner.eos_id, captioner.eos_id)
+    expected = reference.textbook_loss(captioner.lm, other, features, *arguments)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_captions_that_share_a_prefix_score_as_each_alone(kind):
-    captioner = tiny.tiny_captioner(kind)
-    features = some_features()
-    ids = [[captioner.caption_ids(caption) for caption in row] for row in BATCH]
-    together = captioner._caption_nll(captioner.prefix(features), ids)
-    alone = [
-        captioner.loss(features[row : row + 1], [caption]) for row, captions in enumerate(BATCH) for caption in captions
-    ]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(captioner.loss(features, BATCH), torch.stack(alone).mean(), rtol=1e-5, atol=1e-5)
-    weighted = captioner.loss(features, BATCH, weights=[0.5, 0, 0, 0, 0, 2])
-    torch.testing.assert_close(weighted, 0.5 * alone[0] + 2 * alone[5], rtol=1e-5, atol=1e-5)
+# ---- what is made of them ----
 
 
-def test_logits_of_a_batch_are_one_product():
-    """The kept positions are a slice; multiplied clip by clip they would read the whole vocabulary for each clip."""
+def test_a_clip_goes_through_the_qformer_once_however_many_captions_it_has():
+    captioner, seen = tiny.tiny_captioner(), []
+    captioner.qformer.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape)))
+    captioner.loss(some_features(), BATCH).backward()
+    assert seen == [(3, 4, 32)]
+    assert all(parameter.grad is not None for parameter in captioner.qformer.parameters())
+
+
+def test_logits_are_made_of_caption_positions_only_in_one_matrix_product():
     captioner = tiny.tiny_captioner()
     with torch.profiler.profile(record_shapes=True) as profile:
-        captioner.loss(some_features(), tiny.CAPTIONS[:3]).backward()
-        captioner.generate(some_features(), max_new_tokens=2)
-    wide = [event for event in profile.events() if event.name == "aten::bmm"]
-    assert not [event for event in wide if 384 in (shape[-1] for shape in event.input_shapes if shape)]
+        captioner.loss(some_features(), tiny.CAPTIONS[:3])
+    wide = [event.input_shapes for event in profile.events() if event.name in ("aten::mm", "aten::bmm")]
+    heads = [shapes for shapes in wide if 384 in shapes[1]]
+    positions = 1 + max(len(captioner.caption_ids(caption)) for caption in tiny.CAPTIONS[:3])
+    assert heads == [[[3 * positions, 32], [32, 384]]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_last_mlp_is_spared_the_positions_that_have_no_logits(kind, monkeypatch):
-    """Of a gated MLP; the others are as they were. Losses and gradients stay."""
-    found, seen = [], []
-    for spared in (True, False):
-        captioner = tiny.tiny_captioner(kind)
-        gates = [layer for name, layer in captioner.lm.named_modules() if name.endswith("mlp.gate_proj")]
-        for gate in gates:
-            gate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-        if not spared:
-            monkeypatch.setattr(language, "last_mlp_for", lambda *_: contextlib.nullcontext())
-        losses = captioner.losses(some_features(), BATCH)
-        losses.sum().backward()
-        found.append([losses, *(parameter.grad for parameter in captioner.qformer.parameters())])
-        assert not any("forward" in vars(module) for module in captioner.lm.modules())
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    length = max(sum(len(captioner.caption_ids(caption)) for caption in row) for row in BATCH)
-    whole = captioner.prefix_length + length
-    assert seen == ([whole, length + 1, whole, whole] if kind in ("qwen2", "qwen3", "llama") else [])
+SPOILED = {
+    "do_sample": True,
+    "temperature": 2.0,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 7,
+    "min_length": 20,
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 0,
+    "suppress_tokens": list(range(1, 300)),
+    "bad_words_ids": [[5], [6]],
+    "num_return_sequences": 2,
+    "num_beams": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "stop_strings": ["a"],
+    "max_length": 3,
+    "cache_implementation": "static",
+    "prompt_lookup_num_tokens": 2,
+    "length_penalty": -3.0,
+    "eos_token_id": [7, 8],
+}
 
 
-def test_activations_that_are_made_again_change_no_gradient(monkeypatch):
-    made, gradients = [], []
-    silu = torch.nn.functional.silu
-    monkeypatch.setattr(language.F, "silu", lambda x: made.append(x.shape) or silu(x))
-    for again in (language.activations_made_again, contextlib.nullcontext):
-        monkeypatch.setattr(language, "activations_made_again", again)
-        captioner = tiny.tiny_captioner()
-        made.clear()  # from here on, what the backward pass makes
-        loss = captioner.loss(some_features(), BATCH)
-        forward = len(made)
-        loss.backward()
-        gradients.append([parameter.grad for parameter in captioner.qformer.parameters()])
-        assert len(made) - forward == (2 if again is not contextlib.nullcontext else 0)  # one for each layer
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_folders_generation_config_changes_nothing(beams):
+    plain = tiny.tiny_captioner()
+    expected = plain.generate(some_features(), 8, num_beams=beams)
+    lm = tiny.tiny_lm()
+    for key, value in SPOILED.items():
+        setattr(lm.generation_config, key, value)
+    spoiled = VideoCaptioner(lm, tiny.tiny_tokenizer(), tiny.tiny_qformer())
+    assert spoiled.generate(some_features(), 8, num_beams=beams) == expected
+    assert any(expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_score_agrees_with_each_text_apart(kind, monkeypatch):
-    monkeypatch.setattr("qformer.SCORED_LOGITS", 3 * 384 * 14)  # several blocks of texts
-    captioner = tiny.tiny_captioner(kind)
-    features = some_features()
-    scores = captioner.score(features, tiny.CAPTIONS)
-    assert scores.shape == (3, len(tiny.CAPTIONS))
-    for column, text in enumerate(tiny.CAPTIONS):
-        for row in range(3):
-            expected = -captioner.loss(features[row : row + 1], [text])
-            torch.testing.assert_close(scores[row, column], expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_generation_is_greedy_and_the_same_in_any_batch(kind):
-    captioner = tiny.tiny_captioner(kind)
-    features = some_features()
-    together = captioner.generate(features, max_new_tokens=8)
-    assert together == [captioner.generate(features[row : row + 1], max_new_tokens=8)[0] for row in range(3)]
-    ids = []
-    for _ in range(8):  # without a cache: the whole row again for each token
-        inputs = torch.cat([captioner.prefix(features[:1]), captioner._embed(ids, 1)], dim=1)
-        ids.append(captioner.lm(inputs_embeds=inputs).logits[0, -1].argmax().item())
-        if ids[-1] == captioner.eos_id:
-            break
-    assert together[0] == " ".join(captioner.tokenizer.decode(ids, skip_special_tokens=True).split())
-
-
-def test_beam_search_finds_captions_at_least_as_likely_as_greedy():
+def test_nothing_behind_eos_is_told():
+    """Also where the tokenizer does not know that the model's EOS is special."""
     captioner = tiny.tiny_captioner()
-    features = some_features()
-    assert len(captioner.generate(features, max_new_tokens=6, num_beams=3)) == 3
+    captioner.tokenizer.eos_token = captioner.tokenizer.pad_token = None
+    word = captioner.caption_ids("ball")[0]
+    captioner.eos_id = word
+
+    def generate(**_):
+        return torch.tensor([[word, 5, 6], [5, word, 6]])
+
+    captioner.lm.generate = generate
+    assert captioner.generate(some_features(2)) == ["", captioner.tokenizer.decode([5]).strip()]
 
 
 def test_generation_does_not_run_past_the_positions_of_the_language_model():
@@ -237,10 +292,19 @@ def test_generation_does_not_run_past_the_positions_of_the_language_model():
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_captions_longer_than_the_positions_of_the_language_model_are_cut_off(kind):
     """Validation's and the templates': training leaves such captions out, and says so."""
-    captioner = tiny.tiny_captioner(kind)
+    captioner = family(kind)
     long, longer = "a ball " * 300, "a ball " * 400
-    assert torch.equal(captioner.losses(some_features(1), [long]), captioner.losses(some_features(1), [longer]))
-    assert captioner.score(some_features(), [long, "a ball"]).isfinite().all()
+    losses = [captioner.per_caption_nll(some_features(1), [text]) for text in (long, longer)]
+    assert torch.equal(*losses)
+    assert captioner.log_likelihood(some_features(), [long, "a ball"]).isfinite().all()
+
+
+def test_texts_without_a_token_are_scored_by_their_eos():
+    captioner = tiny.tiny_captioner()
+    features = some_features()
+    expected = -captioner.per_caption_nll(features, [""] * 3)
+    torch.testing.assert_close(captioner.log_likelihood(features, [""])[:, 0], expected)
+    assert captioner.log_likelihood(features, ["", "a ball"]).isfinite().all()
 
 
 def test_frozen_means_frozen():
@@ -255,6 +319,9 @@ def test_frozen_means_frozen():
     assert all(parameter.grad is None for parameter in captioner.lm.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in captioner.lm.state_dict().items())
     assert {p for group in optimizer.param_groups for p in group["params"]} == set(captioner.qformer.parameters())
+    captioner.generate(some_features(), 2)
+    captioner.log_likelihood(some_features(), ["a ball"])
+    assert captioner.qformer.training  # both are made in eval mode, and leave training as it was
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -263,14 +330,24 @@ def test_eos_is_predicted_whatever_the_tokenizers_habits(tie, tokens):
     tokenizer = tiny.tiny_tokenizer(**tokens)
     captioner = VideoCaptioner(tiny.tiny_lm(tie=tie), tokenizer, tiny.tiny_qformer())
     assert captioner.eos_id == tokenizer.eos_token_id
-    assert captioner.lead == ([tokenizer.bos_token_id] if "bos" in tokens else [])
+    assert captioner.bos_ids == ([tokenizer.bos_token_id] if "bos" in tokens else [])
     assert captioner.prefix_length == captioner.prefix(some_features()).shape[1]
     features = some_features(1)
-    ids = captioner.caption_ids("moving a red ball up")
-    inputs = torch.cat([captioner.prefix(features), captioner._embed(ids, 1)], dim=1)
-    logits = captioner.lm(inputs_embeds=inputs).logits[0, captioner.prefix_length - 1 :]
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([*ids, tokenizer.eos_token_id]))
+    expected = alone(captioner, features, "moving a red ball up")
     torch.testing.assert_close(captioner.loss(features, ["moving a red ball up"]), expected)
+
+
+def test_a_pad_token_that_the_embeddings_have_no_row_for_is_never_read():
+    tokenizer = tiny.tiny_tokenizer()
+    expected = tiny.tiny_captioner()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens([f"[{number}]" for number in range(100)])
+    tokenizer.pad_token = "[99]"
+    captioner = VideoCaptioner(tiny.tiny_lm(), tokenizer, tiny.tiny_qformer())
+    assert tokenizer.pad_token_id >= captioner.lm.get_input_embeddings().num_embeddings
+    features, captions = some_features(), tiny.CAPTIONS[:3]
+    assert torch.equal(captioner.per_caption_nll(features, captions), expected.per_caption_nll(features, captions))
+    assert captioner.generate(features, 8) == expected.generate(features, 8)
 
 
 def test_an_eos_that_only_the_model_names_is_found():
@@ -286,26 +363,3 @@ def test_an_eos_that_only_the_model_names_is_found():
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="64 wide, the language model's embeddings 32"):
         VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(dim=64))
-
-
-def test_videos_are_captioned_by_what_the_checkpoint_says_made_its_features(tmp_path):
-    """encode = the encoder, then the cache's pooling and precision; caption = that, then generate."""
-    encoder = VideoEncoder(tiny.save_encoder(tmp_path / "encoder"), frames=4)
-    made = encoder.cache_config("int8", 2).to_dict()
-    captioner = tiny.tiny_captioner()
-    checkpoint.write(
-        tmp_path / "checkpoint.pt",
-        checkpoint.Checkpoint(
-            {**captioner.config, "llm": str(tiny.save_lm(tmp_path / "lm")), "features": made},
-            captioner.qformer.state_dict(),
-        ),
-    )
-    captioner = VideoCaptioner.from_checkpoint(tmp_path / "checkpoint.pt", device="cpu")
-    paths = []
-    for name, bright in (("a", 40), ("b", 200), ("c", 90)):
-        paths.append(tmp_path / f"{name}.webm")
-        sample.write_video(paths[-1], np.full((6, 48, 64, 3), bright, np.uint8), fps=12)
-    clips = torch.stack([encoder.transform.apply(read_frames(path, 4)) for path in paths])
-    expected = torch.cat([cache.dequantize(cache.quantize(x, "int8", 2, encoder.grid)) for x in encoder.encode(clips)])
-    assert torch.equal(captioner.encode(clips), expected) and expected.shape == (3, 2, 16)
-    assert captioner.caption(paths, batch_size=2, max_new_tokens=6) == captioner.generate(expected, 6)

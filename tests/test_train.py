@@ -211,7 +211,9 @@ def test_a_published_checkpoint_is_gone_on_from(data, models, tmp_path):
 def test_a_loss_that_is_not_finite_stops_names_the_clips_and_keeps_the_checkpoint(data, models, tmp_path, monkeypatch):
     run_train(data, models, tmp_path, epochs=1)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(VideoCaptioner, "losses", lambda self, *_: self.qformer.query_tokens.sum()[None] * float("nan"))
+    monkeypatch.setattr(
+        VideoCaptioner, "per_caption_nll", lambda self, *_: self.qformer.query_tokens.sum()[None] * float("nan")
+    )
     with pytest.raises(UserError, match=r"not finite .* step 1, clips (\d+ ?)+;"):
         run_train(data, models, tmp_path, epochs=2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before

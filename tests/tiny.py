@@ -104,15 +104,13 @@ def save_lm(folder: Path, kind: str = "qwen2", **changes) -> Path:
     return folder
 
 
-def save_encoder(folder: Path, seed: int = 0) -> Path:
-    """A random V-JEPA 2 as a local folder: 32 x 32 pixels, patches of 16, tubelets of 2 frames, 16 wide."""
+def save_encoder(folder: Path, seed: int = 0, dim: int = 16) -> Path:
+    """A random V-JEPA 2 as a local folder: 2 layers, 32 x 32 pixels, patches of 8, 4 x 4 tokens for 2 of 4 frames."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    predictor = {f"pred_{name}": size for name, size in sizes.items()}
-    config = VJEPA2Config(
-        **sizes, **predictor, crop_size=32, patch_size=16, tubelet_size=2, frames_per_clip=4, pred_num_mask_tokens=1
-    )
-    VJEPA2Model(config).save_pretrained(folder)
+    sizes = {"crop_size": 32, "patch_size": 8, "tubelet_size": 2, "frames_per_clip": 4}
+    layers = {"hidden_size": dim, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    predictor = {"pred_hidden_size": 12, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+    VJEPA2Model(VJEPA2Config(**sizes, **layers, **predictor, pred_num_mask_tokens=1)).save_pretrained(folder)
     return folder
 
 
