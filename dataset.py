@@ -1,7 +1,7 @@
 """Something-Something V2: where things lie on disk, what the annotations say, and what a training step reads.
 
 Layout under one folder: 20bn-something-something-v2/<id>.webm, labels/, ssv2_paraphrase.json,
-annotations/<split>_ready.json, features/<split>/<id>.pt. Letters: B clips, N tokens a clip, D their width.
+annotations/<split>_ready.json, features/<split>/<id>.pt.
 """
 
 import csv
@@ -20,8 +20,8 @@ from runtime.distributed import DistributedContext
 from runtime.files import UserError
 
 DEFAULT_DATA = Path("data/something-something-v2")
-SPLITS = ("train", "validation", "test")
 READY = {"train": "train_ready.json", "validation": "val_ready.json", "test": "test_ready.json"}
+SPLITS = tuple(READY)
 CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -88,14 +88,13 @@ def read_split(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
     """
-    layout = check_data(data)
-    name = f"{check_split(split)}.json"
+    layout, name = check_data(data), f"{check_split(split)}.json"
     path = layout.labels_file(name)
     if path is None:
         raise UserError(
             f"the {split} labels: there is no {layout.labels / name}; download SSv2's labels into that folder"
         )
-    return check_records(files.read_json(path, f"the {split} labels"), path)
+    return _check_records(files.read_json(path, f"the {split} labels"), path)
 
 
 def read_ready(data: Path | str, split: str) -> list[Record]:
@@ -107,10 +106,9 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
     path = layout.ready(split)
     if not path.is_file():
         raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {layout.data}")
-    records = check_records(files.read_json(path, f"the {split} captions"), path)
+    records = _check_records(files.read_json(path, f"the {split} captions"), path)
     for record in records:
-        captions = record.get("label")
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        if not _is_texts(record.get("label")):
             raise UserError(f"{path}: the label of clip {record['id']} is not a list of captions")
     return records
 
@@ -125,7 +123,7 @@ def without_empty(records: list[Record], path: Path) -> list[Record]:
     return kept
 
 
-def check_records(value: Any, path: Path) -> list[Record]:
+def _check_records(value: Any, path: Path) -> list[Record]:
     """Records with safe ids, each once, and captions, templates and placeholders of the right kind."""
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
         raise UserError(f"{path} is not a list of records; download or prepare it again")
@@ -144,10 +142,13 @@ def check_records(value: Any, path: Path) -> list[Record]:
         seen.add(record["id"])
         if not isinstance(record.get("template") or "", str):
             raise UserError(f"{path}: the template of clip {record['id']} is not text")
-        words = record.get("placeholders") or []
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        if not _is_texts(record.get("placeholders") or []):
             raise UserError(f"{path}: the placeholders of clip {record['id']} are not a list of words")
     return value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def read_templates(data: Path | str) -> list[str]:
@@ -173,12 +174,9 @@ def read_answers(data: Path | str) -> dict[str, str]:
         return {}
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except ValueError:
-        raise UserError(f"the test answers: {path} is not UTF-8 text; download it again") from None
-    try:
         rows = [row for row in csv.reader(text.splitlines(), delimiter=";") if row]
-    except csv.Error as error:
-        raise UserError(f"the test answers: {path} is not a table ({error}); download it again") from None
+    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise UserError(f"the test answers: {path} is not a table in UTF-8 ({error}); download it again") from None
     if any(len(row) < 2 for row in rows):
         raise UserError(f"the test answers: {path} has lines that are not `id;label`; download it again")
     return {check_id(row[0].strip()): clean(";".join(row[1:])) for row in rows}
@@ -187,35 +185,27 @@ def read_answers(data: Path | str) -> dict[str, str]:
 def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -> dict[str, list[str]]:
     """Paraphrases by clip id, from one JSON file or all those of a folder; {} where there are none at all.
 
-    Args:
-        path: a file or folder; None looks for ssv2_paraphrase.json, then for parts, under `data`.
-        data: the dataset's folder.
-
+    `path` is a file or folder; None looks for ssv2_paraphrase.json, then for its parts, under the dataset's folder.
     Raises: UserError where a named path is missing, or a file is not {"<id>": ["...", ...]}.
     """
-    if path is None:
-        root = Path(data)
-        parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
-        whole = [found for found in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if found.exists()]
-        paths = _json_files(whole[0]) if whole else parts
-    else:
-        paths = _json_files(Path(path))
+    root = Path(data)
+    if path is None:  # one file, a folder of its parts, or the parts where they were unpacked
+        path = next((p for p in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if p.exists()), None)
+    parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
     merged: dict[str, list[str]] = {}
-    for part in paths:
+    for part in parts if path is None else _json_files(Path(path)):
         content = files.read_json(part, "the paraphrases")
         if not isinstance(content, dict):
             raise UserError(f"the paraphrases: {part} does not map clip ids to lists of captions")
         for clip_id, texts in content.items():
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            if not _is_texts(texts):
                 raise UserError(f"the paraphrases: {part}: those of clip {clip_id!r:.80} are not a list of captions")
             merged.setdefault(clip_id, []).extend(texts)
     return merged
 
 
 def _json_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = sorted(path.rglob("*.json")) if path.is_dir() else []
+    found = [path] if path.is_file() else sorted(path.rglob("*.json")) if path.is_dir() else []
     if not found:
         raise UserError(f"the paraphrases: there is no file or folder of .json parts at {path}")
     return found
@@ -242,26 +232,23 @@ def usable_records(
     missing = len(records) - len(found)
     if not found or missing > len(records) * max_missing / 100:
         first = next(record["id"] for record in records if record["id"] not in cached)
-        count = (
-            f"{missing:,} of {len(records):,} {split} clips have"
-            if found
-            else f"none of the {missing:,} {split} clips has"
-        )
+        clips = f"{missing:,} of {len(records):,}" if found else f"all {missing:,}"
         raise UserError(
-            f"{count} features in {folder} (the first is {first}); run {preprocess_command(layout, split, made)}"
-            + (", or allow more with --max-missing" if found else "")
+            f"{clips} {split} clips have no features in {folder} (the first is {first}); "
+            + ("allow more with --max-missing, or " if found else "")
+            + f"run {_preprocess_command(layout, split, made)}"
         )
     if missing:
         context.print_main(f"{split}: {missing:,} clips have no features and are left out")
     return found
 
 
-def preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None = None) -> str:
+def _preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None) -> str:
     """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
     words = ["python", "preprocess_something_something_v2.py", "--data", str(layout.data), "--splits", split]
     config = cache.read_config(layout.features) or (CacheConfig.from_dict(made) if made else None)
     if config is not None:
-        words += ["--encoder", config.encoder, "--frames", str(config.frames)] + ["--crop"] * config.crop
+        words += ["--encoder", config.encoder, "--num-frames", str(config.frames), *["--crop"] * config.crop]
         words += ["--dtype", config.dtype, "--pool", str(config.pool)]
     return shlex.join(words)
 
@@ -283,7 +270,7 @@ def plan_epoch(
 ) -> list[Step]:
     """An epoch's optimizer steps, the same in every process, so that any number of them can resume anywhere.
 
-    The order depends on run and epoch only, a clip's captions on run, epoch and clip.
+    The clips' order depends on run and epoch only, a clip's captions on run, epoch and clip.
     """
     by_id = {record["id"]: record for record in records}
     order = sorted(by_id)
