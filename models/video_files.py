@@ -71,11 +71,14 @@ class CaptionsFiles:
         paths = list(enumerate([paths] if isinstance(paths, str | Path) else paths))
         look = (self.encoder.transform, self.encoder.frames)
         found: list[list[Any]] = [[] for _ in paths]
+        if window is not None:
+            stride = window if stride is None else stride
+            windows.check_window(window, stride)
         with Workers(workers, timeout=60.0) as pool:
             if window is None:
                 decoded = pool.read_clips(paths, *look)
             else:
-                decoded = windows.read_windows(pool, paths, *look, window, stride or window)
+                decoded = windows.read_windows(pool, paths, *look, window, stride)
             for clip, text in self.caption_decoded(decoded, batch_size, max_new_tokens, num_beams):
                 found[clip.key].append((clip._replace(frames=None), text))
         return [_of_one_file(parts, window is not None) for parts in found]

@@ -7,7 +7,6 @@ N = T' * H' * W' tokens.
 """
 
 import subprocess
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,6 @@ TOKENS_ON_CPU = 2048  # in a batch: more make no matrix product faster, and the 
 # torch.compile on a machine or a Python that it does not support, or without a C compiler: RuntimeError is the base of
 # torch._dynamo's and torch._inductor's own.
 NOT_COMPILED = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
-
-
-class Stopped(Exception):
-    """Not raised any more; gone when features/encoding.py is."""
 
 
 class VideoEncoder:
@@ -64,7 +59,6 @@ class VideoEncoder:
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
         # Through float16, so that an encoder is the same one on a GPU and on a CPU.
         self.weights = pretrained.fingerprint(self.model, torch.float16)
-        self.stop = threading.Event()  # not read any more; gone when features/encoding.py is
         self._batch = 0  # smaller batches are padded to this size
         self._forward = self._normalize_and_encode
 
@@ -82,7 +76,7 @@ class VideoEncoder:
         encoder = cls(name or config.encoder, device, config.frames, transform=transform)
         if encoder.dim != config.dim or (config.weights and config.weights != encoder.weights):
             raise UserError(
-                f"the encoder {encoder.name} is not the one that made the features; give its own with --encoder"
+                f"the encoder {encoder.name} is not the one that made the features; name that one with --encoder"
             )
         return encoder
 
@@ -104,9 +98,7 @@ class VideoEncoder:
         try:
             return self._forward(clips)[:count]
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU has not the memory to encode {len(clips)} clips at once: lower --batch-size"
-            ) from None
+            raise UserError(f"the GPU cannot hold {len(clips)} clips at once: lower --batch-size") from None
 
     def _normalize_and_encode(self, clips: Tensor) -> Tensor:
         mean = torch.tensor(self.transform.mean, device=self.device).view(3, 1, 1)

@@ -88,7 +88,7 @@ def answers_of(clip: world.Clip) -> Answers:
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
 
     def places(time: float) -> list[tuple[world.Thing, Tensor, Tensor]]:
-        zoom, things, _ = scene_at(time)
+        things, zoom, _ = scene_at(time)
         return [
             (thing, side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
             for thing, x, y, radius in things

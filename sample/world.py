@@ -4,6 +4,7 @@ Coloured shapes move, and only their motion tells the action: where a time-rever
 the list, the two actions share their starts, their ends and every frame between, in the other order. A single
 frame does not name the action. The words, colours and outlines are in world.json:
 
+    motions     the limits between which a clip's seed draws its places, sizes and times
     shapes      the parts that one is drawn of: outline, which of its two colours, corners in units of its radius
     actions     SSv2's template: what someone does, in two forms, and what is done to the thing
     opposites   what a clip shows when it is played backwards. Covering, dropping and picking up have no opposite
@@ -17,9 +18,10 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count, cycle, islice, permutations, product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -70,107 +72,96 @@ def paraphrases(clip: Clip) -> list[str]:
 
 # Places are in units of the frame's height, from its middle, y downwards.
 Placed = tuple[Thing, float, float, float]  # with x, y and radius
-Scene = tuple[float, list[Placed], tuple[float, float] | None]  # zoom, things from back to front, the hand's place
-Draw = Callable[[float, float], float]  # a number between two, from the clip's seed
 Pace = Callable[..., float]  # time to how much is done by then; `start` and `end` where they are not the clip's
+
+
+class Scene(NamedTuple):
+    """What one moment of a clip shows."""
+
+    things: list[Placed]  # from back to front; the last one moves
+    zoom: float | None = None
+    hand: tuple[float, float] | None = None
 
 
 def stage(clip: Clip) -> Callable[[float], Scene]:
     """Draw one clip's places, sizes and pace by its seed; returns time in [0, 1] -> the scene at that time."""
     if clip.template in FORWARDS:
-        scene_at = stage(replace(clip, template=FORWARDS[clip.template]))
-        return lambda time: scene_at(1 - time)
+        forwards = stage(replace(clip, template=FORWARDS[clip.template]))
+        return lambda time: forwards(1 - time)
     rng = random.Random(f"stage {clip.seed}")
-    draw, smooth, held = rng.uniform, rng.random() < 0.4, rng.random() < 0.5
-    start, end, zoom = draw(0, 0.2), draw(0.8, 1), draw(0.85, 1.15)
+    smooth, held = rng.random() < 0.4, rng.random() < 0.5
+    start, end, zoom = rng.uniform(0, 0.2), rng.uniform(0.8, 1), rng.uniform(0.85, 1.15)
+    drawn = {name: rng.uniform(*limits) for name, limits in WORLD["motions"][clip.template].items()}
 
     def pace(time: float, start: float = start, end: float = end) -> float:
         """How much is done, from 0 to 1. It is symmetric: played backwards, it could be another clip's."""
         x = min(max((time - start) / (end - start), 0), 1)
         return x * x * (3 - 2 * x) if smooth else x
 
-    if clip.template == "Approaching [something] with your camera":
-        return _approach(clip.things[0], draw, pace)
-    if clip.template in ("Picking [something] up", "Pretending to pick [something] up"):
-        return _pick(clip.things[0], draw, pace, zoom, lifts=clip.template.startswith("Picking"))
-    things_at = MOTIONS[clip.template](clip.things, draw, pace)
+    def scene_at(time: float) -> Scene:
+        scene = MOTIONS[clip.template](clip, SimpleNamespace(**drawn), pace, time)
+        if scene.zoom:  # the camera moves
+            return scene
+        _, x, y, radius = scene.things[-1]
+        hand = scene.hand or ((x, y - radius) if held else None)  # half of the clips show a hand on what moves
+        return Scene(scene.things, zoom, hand)
 
-    def scene(time: float) -> Scene:
-        *others, (thing, x, y, radius) = things_at(time)  # the last one moves, and half of the clips show a hand on it
-        return zoom, [*others, (thing, x, y, radius)], (x, y - radius) if held else None
-
-    return scene
+    return scene_at
 
 
-def _approach(thing: Thing, draw: Draw, pace: Pace) -> Callable[[float], Scene]:
-    x, y, radius, far, growth = draw(-0.11, 0.11), draw(-0.06, 0.06), draw(0.155, 0.19), draw(0.7, 0.95), draw(1.6, 2.1)
-    return lambda time: (far * growth ** pace(time), [(thing, x, y, radius)], None)
+def _approach(clip: Clip, d: SimpleNamespace, pace: Pace, time: float) -> Scene:
+    return Scene([(clip.things[0], d.x, d.y, d.radius)], zoom=d.far * d.growth ** pace(time))
 
 
-def _pick(thing: Thing, draw: Draw, pace: Pace, zoom: float, lifts: bool) -> Callable[[float], Scene]:
-    x, y, radius, height = draw(-0.22, 0.22), draw(0.05, 0.25), draw(0.155, 0.19), draw(0.28, 0.4)
-    touch, leave = draw(0.32, 0.42), draw(0.5, 0.6)
+def _pick(clip: Clip, d: SimpleNamespace, pace: Pace, time: float) -> Scene:
+    """The hand comes, and goes with the thing or, pretending, without it."""
+    above = d.height * (1 - pace(time, 0, d.touch) + pace(time, d.leave, 1))
+    lifted = above if clip.template.startswith("Picking") and time > d.leave else 0
+    return Scene([(clip.things[0], d.x, d.y - lifted, d.radius)], hand=(d.x, d.y - d.radius - above))
 
-    def scene(time: float) -> Scene:  # the hand comes, and goes with the thing or without it
-        above = height * (1 - pace(time, 0, touch) + pace(time, leave, 1))
-        lifted = above if lifts and time > leave else 0
-        return zoom, [(thing, x, y - lifted, radius)], (x, y - radius - above)
 
-    return scene
+def _slide(clip: Clip, d: SimpleNamespace, pace: Pace, time: float) -> Scene:
+    right, down = (d.drift, -d.half) if clip.template.endswith("up") else (d.half, d.drift)
+    begin, finish = (d.x - right, d.y - down), (d.x + right, d.y + down)
+    return Scene([(clip.things[0], *_between(begin, finish, pace(time)), d.radius)])
 
 
 def _between(begin: tuple[float, float], finish: tuple[float, float], share: float) -> tuple[float, float]:
     return begin[0] + (finish[0] - begin[0]) * share, begin[1] + (finish[1] - begin[1]) * share
 
 
-def _slide(things: Things, draw: Draw, pace: Pace, upwards: bool) -> Callable[[float], list[Placed]]:
-    x, y, radius = draw(-0.22, 0.22), draw(-0.12, 0.12), draw(0.155, 0.19)
-    half, drift = draw(0.13, 0.22) if upwards else draw(0.16, 0.28), draw(-0.05, 0.05)
-    right, down = (drift, -half) if upwards else (half, drift)
-    begin, finish = (x - right, y - down), (x + right, y + down)
-    return lambda time: [(things[0], *_between(begin, finish, pace(time)), radius)]
-
-
-def _come_closer(things: Things, draw: Draw, pace: Pace) -> Callable[[float], list[Placed]]:
-    radius, other = draw(0.155, 0.19), draw(0.155, 0.195)
-    angle = math.radians(draw(-30, 30)) + (math.pi if draw(-1, 1) < 0 else 0)
+def _come_closer(clip: Clip, d: SimpleNamespace, pace: Pace, time: float) -> Scene:
+    angle = math.radians(d.angle) + (math.pi if d.side < 0 else 0)
     along, across = math.cos(angle), math.sin(angle)
-    near, far = (radius + other) * draw(0.95, 1.1), draw(0.62, 0.8)
-    x = draw(-0.08, 0.08) - along * (near + far) / 4
-    y = draw(-0.06, 0.06) - across * (near + far) / 4
-
-    def things_at(time: float) -> list[Placed]:
-        away = far + (near - far) * pace(time)
-        return [(things[1], x, y, other), (things[0], x + along * away, y + across * away, radius)]
-
-    return things_at
+    near = (d.radius + d.other) * d.near
+    x, y = d.x - along * (near + d.far) / 4, d.y - across * (near + d.far) / 4
+    away = d.far + (near - d.far) * pace(time)
+    one, other = clip.things
+    return Scene([(other, x, y, d.other), (one, x + along * away, y + across * away, d.radius)])
 
 
-def _drop(things: Things, draw: Draw, pace: Pace) -> Callable[[float], list[Placed]]:
-    radius, other, x = draw(0.155, 0.19), draw(0.155, 0.195), draw(-0.22, 0.22)
-    let_go, top, floor = draw(0.2, 0.45), draw(-0.34, -0.26), draw(0.2, 0.28)
-    fall = floor - 0.9 * (radius + other) - top
-
-    def things_at(time: float) -> list[Placed]:
-        u = min(max((time - let_go) / 0.25, 0), 1)
-        return [(things[1], x, floor, other), (things[0], x, top + fall * u * u, radius)]
-
-    return things_at
+def _drop(clip: Clip, d: SimpleNamespace, _pace: Pace, time: float) -> Scene:
+    u = min(max((time - d.let_go) / 0.25, 0), 1)
+    fall = d.floor - 0.9 * (d.radius + d.other) - d.top
+    one, other = clip.things
+    return Scene([(other, d.x, d.floor, d.other), (one, d.x, d.top + fall * u * u, d.radius)])
 
 
-def _cover(things: Things, draw: Draw, pace: Pace) -> Callable[[float], list[Placed]]:
-    small, big = draw(0.13, 0.16), draw(0.175, 0.195)
-    place, angle, far = (draw(-0.1, 0.1), draw(0, 0.15)), draw(0, math.pi), draw(0.5, 0.75)
-    begin = place[0] + far * math.cos(angle), place[1] - 0.7 * far * math.sin(angle)
-    return lambda time: [(things[0], *place, small), (things[1], *_between(begin, place, pace(time)), big)]
+def _cover(clip: Clip, d: SimpleNamespace, pace: Pace, time: float) -> Scene:
+    begin = d.x + d.far * math.cos(d.angle), d.y - 0.7 * d.far * math.sin(d.angle)
+    one, other = clip.things
+    return Scene([(one, d.x, d.y, d.small), (other, *_between(begin, (d.x, d.y), pace(time)), d.big)])
 
 
 MOTIONS = {
-    "Moving [something] up": partial(_slide, upwards=True),
-    "Pushing [something] from left to right": partial(_slide, upwards=False),
-    "Moving [something] closer to [something]": _come_closer,
-    "Dropping [something] onto [something]": _drop,
+    "Approaching [something] with your camera": _approach,
     "Covering [something] with [something]": _cover,
+    "Dropping [something] onto [something]": _drop,
+    "Moving [something] closer to [something]": _come_closer,
+    "Moving [something] up": _slide,
+    "Picking [something] up": _pick,
+    "Pretending to pick [something] up": _pick,
+    "Pushing [something] from left to right": _slide,
 }
 
 
@@ -190,7 +181,7 @@ def render_clip(clip: Clip, width: int = WIDTH, height: int = HEIGHT, frames: in
 
 
 def _draw_scene(draw: ImageDraw.ImageDraw, scene: Scene, marks: list, wall: tuple, skin: tuple) -> None:
-    zoom, things, hand = scene
+    things, zoom, hand = scene
     width, height = draw.im.size
     scale = height * zoom
 
