@@ -15,8 +15,8 @@ import dataset
 from dataset import Step, feature_batches, plan_epoch, usable_records
 from evaluation import ngrams as metrics
 from evaluation import report, scores
+from evaluation.captioning import SplitReader, gallery, to_device
 from evaluation.scores import Scorer
-from evaluation.split import SplitReader, gallery, unpack_for
 from features import cache
 from models import checkpoint
 from models import language_model as language
@@ -284,7 +284,7 @@ class Trainer:
                 self.interrupts.check()
             if not (clips := self.ranks.shard(batch)):
                 continue
-            features = unpack_for(self.captioner, next(loader), self.layout.feature_folder("train"))
+            features = to_device(self.captioner, next(loader), self.layout.feature_folder("train"))
             captions = [captions for _, captions in clips]
             loss = self.captioner(features, captions, [1 / step.captions] * sum(map(len, captions)))
             loss.backward()
@@ -316,8 +316,7 @@ class Trainer:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Loss, captions and CIDEr of the validation split; the captions are written by clip id."""
-        loss = self.validation.loss()
-        predictions = self.validation.captions(self.args.max_new_tokens)
+        loss, predictions = self.validation.loss_and_captions(self.args.max_new_tokens)
         score = 0.0
         if self.ranks.is_main:
             references = {record["id"]: record["label"] for record in self.records["validation"]}

@@ -28,52 +28,59 @@ class SplitReader:
         records: list[Record],
         folder: Path,
         batch_size: int,
-        ranks: DistributedContext,
+        context: DistributedContext,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.captioner, self.folder, self.records, self.ranks, self.check = captioner, folder, records, ranks, check
-        mine = ranks.shard(records)
+        self.captioner, self.folder, self.records = captioner, folder, records
+        self.context, self.check = context, check
+        mine = context.shard(records)
         self.parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
-    def batches(self, said: str, moved: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
-        """Records and their features (B, N, D); `moved` gives a clip another's features (by id)."""
-        sources = [[(moved or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
-        loader = feature_batches(self.folder, sources, pin=self.captioner.device.type == "cuda")
+    def batches(self, desc: str, sources: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
+        """Records and their features (B, N, D); `sources` gives a clip another's features (id to id)."""
+        ids = [[(sources or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
+        loader = feature_batches(self.folder, ids, pin=self.captioner.device.type == "cuda")
         clips = sum(map(len, self.parts))
-        with tqdm(total=clips, desc=said, unit="clip", disable=not self.ranks.is_main, leave=False) as bar:
+        with tqdm(total=clips, desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
             for part, packed in zip(self.parts, loader, strict=True):
                 self.check()
-                yield part, unpack_for(self.captioner, packed, self.folder)
+                yield part, to_device(self.captioner, packed, self.folder)
                 bar.update(len(part))
 
     def captions(
-        self, max_new_tokens: int, num_beams: int = 1, said: str = "captions", moved: dict[str, str] | None = None
+        self, max_new_tokens: int, num_beams: int = 1, desc: str = "captions", sources: dict[str, str] | None = None
     ) -> dict[str, str]:
         """All ranks' captions by clip id, in the records' order."""
         found = {}
-        for part, features in self.batches(said, moved):
+        for part, features in self.batches(desc, sources):
             texts = self.captioner.generate(features, max_new_tokens, num_beams)
             found.update(zip((record["id"] for record in part), texts, strict=True))
         return self.gathered(found)
 
     @torch.no_grad()
-    def loss(self) -> float:
-        """The mean over clips of the loss of each one's first caption, in nats a token."""
+    def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
+        """Validation in one read of the features: the loss, and all ranks' captions by clip id, in the records' order.
+
+        The loss is the mean over clips of the loss of each one's first caption, in nats a token.
+        """
         self.captioner.eval()
         found = {}
-        for part, features in self.batches("validation loss"):
-            losses = self.captioner.losses(features, [record["label"][0] for record in part])
-            found.update(zip((record["id"] for record in part), losses.tolist(), strict=True))
-        losses = self.gathered(found)
-        return math.fsum(losses.values()) / len(losses)
+        for part, features in self.batches("validation"):
+            losses = self.captioner.per_caption_nll(features, [record["label"][0] for record in part])
+            texts = self.captioner.generate(features, max_new_tokens)
+            pairs = zip(losses.tolist(), texts, strict=True)
+            found.update(zip((record["id"] for record in part), pairs, strict=True))
+        found = self.gathered(found)
+        loss = math.fsum(loss for loss, _ in found.values()) / len(found)
+        return loss, {clip_id: text for clip_id, (_, text) in found.items()}
 
     def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
         """What all ranks found by clip id, in the records' order."""
-        merged = {clip_id: value for part in self.ranks.gather(found) for clip_id, value in part.items()}
+        merged = {clip_id: value for part in self.context.gather(found) for clip_id, value in part.items()}
         return {record["id"]: merged[record["id"]] for record in self.records}
 
 
-def unpack_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
+def to_device(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
     """Features (B, N, D) on the captioner's device, dequantized there."""
     wanted = captioner.qformer.config["visual_dim"]
     if packed.values.shape[-1] != wanted:
