@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import dataset
+from evaluation import captioning as validation
 from evaluation import grounding, report, scores
-from evaluation import split as validation
+from evaluation.captioning import SplitReader
 from evaluation.scores import Scorer
-from evaluation.split import SplitReader
 from evaluation.ssv2 import template_key
 from features import cache
 from qformer import VideoCaptioner
@@ -136,16 +136,16 @@ def _as_caption(template: str) -> str:
 def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
     """All that evaluation.json holds. All ranks caption; the main one scores."""
     if plan.actions:
-        reader.ranks.print_main(_cost_of_actions(plan.actions, reader))
+        reader.context.print_main(_cost_of_actions(plan.actions, reader))
     settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     predictions = reader.captions(**settings)
     actions = _actions(plan, reader) if plan.actions else None
     shuffled = None
     if args.grounding and len(reader.records) > 1:
-        moved = validation.shuffled(reader.records, args.seed)
-        shuffled = reader.captions(**settings, said="shuffled", moved=moved)
+        sources = validation.shuffled(reader.records, args.seed)
+        shuffled = reader.captions(**settings, desc="shuffled", sources=sources)
     backwards = _reversed(args, reader, layout, plan.pairs) if args.grounding and args.reversed_clips > 0 else {}
-    if not reader.ranks.is_main:
+    if not reader.context.is_main:
         return {}
     result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
     if actions:
@@ -161,7 +161,7 @@ def _cost_of_actions(texts: list[str], reader: SplitReader) -> str:
     tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
     weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
     work = 2 * weights * tokens * clips
-    minutes = work / (_rate(captioner) * reader.ranks.world_size) / 60
+    minutes = work / (_rate(captioner) * reader.context.world_size) / 60
     return (
         f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.3g} M "
         f"parameters: {work / 1e12:,.3g} TFLOP in all, {minutes:,.1f} min or more on this machine"
@@ -184,7 +184,7 @@ def _actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
     """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
     found = {}
     for batch, features in reader.batches("actions"):
-        ranked = reader.captioner.score(features, plan.actions).argsort(dim=1, descending=True, stable=True)
+        ranked = reader.captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
         for record, order in zip(batch, ranked.tolist(), strict=True):
             place = order.index(plan.places[template_key(record["template"])])
             found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
@@ -202,16 +202,16 @@ def _reversed(
     }
     chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
     if not chosen or reader.captioner.config["features"] is None:
-        reader.ranks.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+        reader.context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
-        reader.ranks.print_main(
+        reader.context.print_main(
             f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
         )
-    mine = {clip_id: videos[clip_id] for clip_id in reader.ranks.shard(chosen)}
+    mine = {clip_id: videos[clip_id] for clip_id in reader.context.shard(chosen)}
     settings = (args.max_new_tokens, args.num_beams, args.clip_timeout)
     found = grounding.reversed_captions(reader.captioner, mine, args.batch_size, *settings, reader.check)
-    return {clip_id: text for part in reader.ranks.gather(found) for clip_id, text in part.items()}
+    return {clip_id: text for part in reader.context.gather(found) for clip_id, text in part.items()}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
@@ -221,7 +221,7 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     files.write_json(args.results / "evaluation.json", result)
     page = args.results / "index.html"
     copies = args.results / "videos" if args.copy_videos else None
-    clips = validation.gallery(result["predictions"], layout, page, copies)
+    clips = scores.gallery(result["predictions"], layout, page, copies)
     made = " at ".join(filter(None, result["made_by"].values()))
     title = f"Captions of the {args.split} split"
     confused = result.get("ssv2", {}).get("confused")

@@ -234,7 +234,7 @@ def test_mistakes_are_one_line_with_exit_code_2_and_overwrite_nothing(data, mode
             train.main(flags(**{"data": data, "models": models, "out": tmp_path, **changes}))
         assert "\n" not in str(error.value)
     script = processes.Script("train", flags(data, models, tmp_path, batch_size=0), tmp_path / "log")
-    assert script.wait() == 2 and "0 is not 1 or more" in script.said()
+    assert script.wait() == 2 and "not a whole number, 1 or more" in script.said()
     assert {path: path.read_bytes() for path in before} == before
 
 

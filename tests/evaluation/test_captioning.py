@@ -2,10 +2,10 @@ import pytest
 import torch
 
 import dataset
-from evaluation import split as validation
+from evaluation import captioning as validation
 from features import cache
 from qformer import VideoCaptioner
-from runtime.distributed import Ranks
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from tests import tiny
 
@@ -19,7 +19,7 @@ def test_a_shuffle_gives_no_clip_its_own_features():
 def reader_of(data, batch_size, captioner=None):
     records = dataset.read_ready(data, "validation")
     folder = dataset.Layout(data).feature_folder("validation")
-    return validation.SplitReader(captioner or tiny.tiny_captioner(), records, folder, batch_size, Ranks())
+    return validation.SplitReader(captioner or tiny.tiny_captioner(), records, folder, batch_size, DistributedContext())
 
 
 def test_the_loss_of_a_split_is_the_mean_over_clips_in_any_batches(tmp_path):
@@ -47,16 +47,6 @@ def test_features_of_another_width_are_refused(tmp_path):
     packed = cache.Packed(torch.zeros(1, 6, 24, dtype=torch.float16), None)
     with pytest.raises(UserError, match="24 wide, the Q-Former reads 16"):
         validation.unpack_for(tiny.tiny_captioner(), packed, tmp_path)
-
-
-def test_missing_features_are_counted_up_to_a_share(tmp_path):
-    data = tiny.make_dataset(tmp_path / "data")
-    layout, records = dataset.Layout(data), dataset.read_ready(data, "validation")
-    (layout.feature_folder("validation") / "12.pt").unlink()
-    found, missing = validation.with_features(records, layout, "validation", 20.0)
-    assert missing == 1 and [record["id"] for record in found] == ["11", "13", "14", "15"]
-    with pytest.raises(UserError, match="1 of 5 validation clips .* first is 12"):
-        validation.with_features(records, layout, "validation", 19.0)
 
 
 def test_int8_features_reach_the_captioner_dequantized(tmp_path):
