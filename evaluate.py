@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import dataset
-from evaluation import captioning as validation
 from evaluation import grounding, report, scores
-from evaluation.captioning import SplitReader
+from evaluation.captioning import SplitReader, gallery, shuffled
 from evaluation.scores import Scorer
-from evaluation.ssv2 import template_key
+from evaluation.ssv2 import as_text, template_key
 from features import cache
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
@@ -117,9 +116,8 @@ def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layo
     actions = _actions(plan, reader) if plan.actions else None
     other = None
     if args.grounding and len(reader.records) > 1:
-        sources = validation.shuffled(reader.records, args.seed)
-        shuffled = reader.captions(**settings, desc="shuffled", sources=sources)
-    backwards = _reversed(args, reader, layout, plan.pairs) if args.grounding and args.reversed_clips > 0 else {}
+        other = reader.captions(**settings, desc="shuffled", sources=shuffled(reader.records, args.seed))
+    backwards = _reversed(args, reader, layout, plan.pairs) if args.grounding and args.reversed_clips else {}
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
@@ -134,33 +132,17 @@ def _cost_of_actions(texts: list[str], reader: SplitReader) -> str:
     """What --actions will cost, before it is paid: two operations a weight and token (the language model's)."""
     captioner, clips = reader.captioner, len(reader.records)
     tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
-    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
-    work = 2 * weights * tokens * clips
-    minutes = work / (_rate(captioner) * reader.context.world_size) / 60
-    return (
-        f"actions: {len(texts)} templates for {clips:,} clips, {tokens:,} tokens a clip through {weights / 1e6:,.3g} M "
-        f"parameters: {work / 1e12:,.3g} TFLOP in all, {minutes:,.1f} min or more on this machine"
-    )
-
-
-def _rate(captioner: VideoCaptioner, size: int = 1024) -> float:
-    """Operations a second of a matrix product as the language model's own, at its best."""
-    dtype = torch.bfloat16 if captioner.device.type == "cuda" else torch.float32
-    matrix = torch.ones(size, size, device=captioner.device, dtype=dtype)
-    took = []
-    for _ in range(4):
-        began = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for the device
-        took.append(time.perf_counter() - began)
-    return 2 * size**3 / min(took)
+    work = 2 * sum(parameter.numel() for parameter in captioner.lm.parameters()) * tokens * clips
+    cost = f"{tokens:,} tokens a clip, {work / 1e12:,.3g} TFLOP in all"
+    return f"actions: {len(texts)} templates for {clips:,} clips, {cost}"
 
 
 def _actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
     """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
     found = {}
     for batch, features in reader.batches("actions"):
-        ranked = reader.captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
-        for record, order in zip(batch, ranked.tolist(), strict=True):
+        likely = reader.captioner.log_likelihood(features, plan.actions)  # (B, T)
+        for record, order in zip(batch, likely.argsort(dim=1, descending=True, stable=True).tolist(), strict=True):
             place = order.index(plan.places[template_key(record["template"])])
             found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
     return reader.gathered(found)
@@ -178,16 +160,15 @@ def _reversed(
     context = reader.context
     chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
     if not chosen or reader.captioner.config["features"] is None:
-        reader.context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+        context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
-        reader.context.print_main(
-            f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
-        )
-    mine = {clip_id: videos[clip_id] for clip_id in reader.context.shard(chosen)}
-    settings = (args.max_new_tokens, args.num_beams, args.clip_timeout)
-    found = grounding.reversed_captions(reader.captioner, mine, args.batch_size, *settings, reader.check)
-    return {clip_id: text for part in reader.context.gather(found) for clip_id, text in part.items()}
+        context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
+    mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
+    settings = (args.batch_size, args.max_new_tokens, args.num_beams, args.clip_timeout)
+    parts = context.gather(grounding.reversed_captions(reader.captioner, mine, *settings))
+    found = {clip_id: text for part in parts for clip_id, text in part.items()}
+    return {clip_id: found[clip_id] for clip_id in chosen if clip_id in found}  # in one order for any number of ranks
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
@@ -197,11 +178,6 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     result = {**source, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
     page = args.results / "index.html"
-    copies = args.results / "videos" if args.copy_videos else None
-    clips = scores.gallery(result["predictions"], layout, page, copies)
-    made = " at ".join(filter(None, result["made_by"].values()))
-    title = f"Captions of the {args.split} split"
-    confused = result.get("ssv2", {}).get("confused")
     rows = scores.table(result)
     report.write_page(
         page,

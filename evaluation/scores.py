@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import dataset
-from evaluation import coco, grounding, report
-from evaluation import ngrams as metrics
+from evaluation import coco, grounding, ngrams
 from evaluation.bootstrap import bootstrap
 from evaluation.ssv2 import TemplateReader, ssv2_scores
-from runtime import files
 from runtime.files import UserError
 
 
@@ -169,20 +167,3 @@ def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str
     }
     found = ssv2_scores({key: caption for key, (caption, _) in captions.items()}, records, reader)["per_clip"]
     return {key: {"template": records[key]["template"], "outcome": clip["outcome"]} for key, clip in found.items()}
-
-
-def gallery(
-    predictions: list[dict[str, Any]], layout: dataset.Layout, page: Path, copies: Path | None = None
-) -> list[dict[str, Any]]:
-    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
-
-    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
-    """
-    rows = []
-    for row in predictions:
-        video = layout.video(row["id"])
-        if video and copies:
-            files.copy(video, copies / video.name)
-            video = copies / video.name
-        rows.append({**row, "score": row.get("CIDEr"), "video": report.relative(video, page) if video else None})
-    return rows

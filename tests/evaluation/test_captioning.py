@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import dataset
-from evaluation import captioning as validation
+from evaluation import captioning
 from features import cache
 from qformer import VideoCaptioner
 from runtime.distributed import DistributedContext
@@ -19,7 +19,7 @@ def test_a_shuffle_gives_no_clip_its_own_features():
 def reader_of(data, batch_size, captioner=None):
     records = dataset.read_ready(data, "validation")
     folder = dataset.Layout(data).feature_folder("validation")
-    return validation.SplitReader(captioner or tiny.tiny_captioner(), records, folder, batch_size, DistributedContext())
+    return captioning.SplitReader(captioner or tiny.tiny_captioner(), records, folder, batch_size, DistributedContext())
 
 
 def test_loss_and_captions_of_a_split_come_from_one_read_in_any_batches(tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_clip_may_have_the_features_of_another(tmp_path):
 def test_features_of_another_width_are_refused(tmp_path):
     packed = cache.Packed(torch.zeros(1, 6, 24, dtype=torch.float16), None)
     with pytest.raises(UserError, match="24 wide, the Q-Former reads 16"):
-        validation.unpack_for(tiny.tiny_captioner(), packed, tmp_path)
+        captioning.to_device(tiny.tiny_captioner(), packed, tmp_path)
 
 
 def test_int8_features_reach_the_captioner_dequantized(tmp_path):
