@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from features import cache
-from features.cache import CacheConfig, Packed
+from features.cache import CacheConfig, Packed, dequantize, quantize
 from features.reader import feature_batches
 from runtime.files import UserError
 from tests.tiny import fill_cache, tokens
