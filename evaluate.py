@@ -1,198 +1,200 @@
 """Score a checkpoint on a whole split: n-gram scores, SSv2's own actions and objects, and whether it looks."""
 
 import argparse
+import itertools
+import os
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dataset
 from evaluation import grounding, report, scores
-from evaluation.captioning import SplitReader, gallery, shuffled
-from evaluation.scores import Scorer
+from evaluation.captioning import SplitReader, shuffled
 from evaluation.ssv2 import as_text, template_key
-from features import cache
+from features.cache import check_same_features
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
-from runtime.signals import Interrupts
+from runtime.signals import Interrupted, Interrupts
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
-    with Interrupts(at_once=True):  # files are written whole or not at all, so it may stop anywhere
-        context = DistributedContext(str(cli.device(args.device)))
-        layout = dataset.check_data(args.data)
-        records = dataset.usable_records(layout, args.split, args.max_missing, context)
-        captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
-        config = captioner.config
-        cache.check_same_features(config["features"], layout.features, args.checkpoint, config.get("published", False))
-        planned = plan(args, records, layout)
-        if context.is_main:
-            files.check_writable(args.results)  # now, not after an hour's work
-        context.check_equal([record["id"] for record in records], f"{args.split} clips")
-        reader = SplitReader(captioner, records, layout.feature_folder(args.split), args.batch_size, context)
-        result = evaluate(args, reader, layout, planned)
-        if context.is_main:
-            write(args, result, layout, captioner)
-        context.close()
+    context = DistributedContext(str(cli.device(args.device)) if args.device else None)
+    layout = dataset.check_data(args.data)
+    if context.is_main:
+        files.check_writable(args.results)  # now, not after an hour's work
+    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
+    made = captioner.config["features"]
+    check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
+    records = dataset.usable_records(layout, args.split, args.max_missing, context, made)
+    plan = Plan(args, records, layout)
+    try:
+        with Interrupts(at_once=True) as interrupts:
+            context.check_equal([record["id"] for record in records], f"{args.split} clips")
+            folder = layout.feature_folder(args.split)
+            reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
+            result = evaluate(args, reader, layout, plan)
+    except Interrupted as signal:
+        context.print_main(f"{signal}: nothing was written")
+        return signal.code
+    if context.is_main:
+        write(args, result, layout, captioner)
+    context.close()
+    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(__doc__)
-    add = parser.group("data and models").add_argument
+    add = parser.group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
-    add(
-        "--split",
-        default="validation",
-        type=dataset.check_split,
-        help="validation, train, or test where its answers are at hand",
-    )
+    add("--split", default="validation", choices=dataset.SPLITS, help="test only where its answers are at hand")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of the clips that may lack features")
-    add("--llm", help="where the language model is now, if not where the checkpoint says")
-    add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
+    add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")
+    add("--copy-videos", action="store_true", help="copy the clips beside the page, to publish it")
     add = parser.group("captions").add_argument
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
     add("--num-beams", type=cli.count, default=1, help="beams of the search; 1: greedy")
     add = parser.group("scores").add_argument
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
-    add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
+    add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
-    add("--seed", type=int, default=0, help="decides the shuffle and the bootstrap's samples")
-    group = parser.group("running")
-    add = group.add_argument
-    add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")
-    add("--copy-videos", action="store_true", help="copy the clips beside the page, to publish it")
-    cli.add_device(group)
+    add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
+    running = parser.group("running")
+    add = running.add_argument
+    add("--llm", help="where the language model is now, if not where the checkpoint says")
+    add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
+    cli.add_device(running)
     add("--batch-size", type=cli.count, default=64, help="clips that are captioned at once")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that one clip may take to decode")
-    add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, beside 0.01 a caption")
+    add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, and 0.01 a caption")
     return parser.parse_args(argv)
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What the run will score with, all of it read before the first clip is captioned."""
+    """What the run will score with, all of it read before the first clip is captioned.
 
-    scorer: Scorer
-    actions: list[str]  # the templates as a caption would say them, for --actions
-    places: dict[str, int]  # template key -> its index in `actions`
-    common: str  # the most common training caption, for --grounding
-    pairs: dict[str, str]  # the opposite actions, for --grounding
+    Raises: UserError where some of it is not there, or not what it should be.
+    """
 
-
-def plan(args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> Plan:
-    """Read what the scores need. Raises: UserError where some of it is not there, or not what it should be."""
-    scorer = Scorer(records, layout, args.java_timeout, args.seed)
-    trained = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-    actions, places = [], {}
-    if args.actions:
-        templates = dataset.read_templates(args.data)
-        places = {template_key(template): place for place, template in enumerate(templates)}
-        for record in records:
-            if template_key(record.get("template") or "") not in places:
-                lacking = f"clip {record['id']}'s {record.get('template')!r}"
-                raise UserError(f"--actions: labels.json does not hold {lacking}")
+    def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
+        self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
+        learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
+        templates = dataset.read_templates(args.data) if args.actions else []
+        self.places = {template_key(template): place for place, template in enumerate(templates)}
+        for record in records if args.actions else ():
+            if template_key(record.get("template") or "") not in self.places:
+                raise UserError(
+                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
+                )
         # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
-        # templates are scored as most training captions were written.
-        lower = sum(record["label"][0][:1].islower() for record in trained) * 2 > len(trained)
-        actions = [dataset.clean(as_text(template.lower() if lower else template)) for template in templates]
-    common = grounding.most_common_caption(trained) if args.grounding else ""
-    pairs = grounding.opposites(args.data) if args.grounding else {}
-    return Plan(scorer, actions, places, common, pairs)
+        # templates are scored as most training captions are written.
+        lower = sum(record["label"][0][:1].islower() for record in learnt) * 2 > len(learnt)
+        self.actions = [dataset.clean(as_text(text.lower() if lower else text)) for text in templates]
+        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
+        self.pairs = grounding.opposites(args.data) if args.grounding else {}
 
 
 def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
-    """All that evaluation.json holds. All ranks caption; the main one scores."""
-    if plan.actions:
-        reader.context.print_main(_cost_of_actions(plan.actions, reader))
+    """All that evaluation.json holds. All processes caption; the main one scores."""
     settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     predictions = reader.captions(**settings)
-    actions = _actions(plan, reader) if plan.actions else None
-    other = None
-    if args.grounding and len(reader.records) > 1:
-        other = reader.captions(**settings, desc="shuffled", sources=shuffled(reader.records, args.seed))
-    backwards = _reversed(args, reader, layout, plan.pairs) if args.grounding and args.reversed_clips else {}
+    actions = rank_actions(plan, reader) if args.actions else {}
+    others, backwards = None, {}
+    if args.grounding:
+        if len(reader.records) > 1:
+            sources = shuffled(reader.records, args.seed)
+            others = reader.captions(**settings, desc="shuffled", sources=sources)
+        if args.reversed_clips > 0:
+            backwards = caption_reversed(args, reader, layout, plan.pairs)
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
-    if actions:
-        result["actions"] = plan.scorer.accuracies(actions)
+    if args.actions:
+        values = {name: [clip[name] for clip in actions.values()] for name in ("top1", "top5")}
+        result["actions"] = plan.scorer.means(values)
     if args.grounding:
-        result["grounding"] = plan.scorer.grounding(predictions, other, plan.common, backwards, plan.pairs)
+        result["grounding"] = plan.scorer.grounding(predictions, others, plan.common, backwards, plan.pairs)
     return result
 
 
-def _cost_of_actions(texts: list[str], reader: SplitReader) -> str:
-    """What --actions will cost, before it is paid: two operations a weight and token (the language model's)."""
-    captioner, clips = reader.captioner, len(reader.records)
-    tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
-    work = 2 * sum(parameter.numel() for parameter in captioner.lm.parameters()) * tokens * clips
-    cost = f"{tokens:,} tokens a clip, {work / 1e12:,.3g} TFLOP in all"
-    return f"actions: {len(texts)} templates for {clips:,} clips, {cost}"
-
-
-def _actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
+def rank_actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
     """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
+    captioner, clips = reader.captioner, len(reader.records)
+    tokens = sum(len(captioner.caption_ids(text)) for text in plan.actions) + captioner.prefix_length
+    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
+    reader.context.print_main(
+        f"actions: {len(plan.actions)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
+        f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
+    )
     found = {}
     for batch, features in reader.batches("actions"):
-        likely = reader.captioner.log_likelihood(features, plan.actions)  # (B, T)
-        for record, order in zip(batch, likely.argsort(dim=1, descending=True, stable=True).tolist(), strict=True):
+        ranked = captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
+        for record, order in zip(batch, ranked.tolist(), strict=True):
             place = order.index(plan.places[template_key(record["template"])])
             found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
     return reader.gathered(found)
 
 
-def _reversed(
+def caption_reversed(
     args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str]
 ) -> dict[str, str]:
     """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
+    from video.workers import Workers
+
+    context, captioner = reader.context, reader.captioner
     videos = {
         record["id"]: path
         for record in reader.records
         if template_key(record.get("template") or "") in pairs and (path := layout.video(record["id"]))
     }
-    context = reader.context
     chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
-    if not chosen or reader.captioner.config["features"] is None:
+    if not chosen or captioner.config["features"] is None:
         context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
         context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
     mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
-    settings = (args.batch_size, args.max_new_tokens, args.num_beams, args.clip_timeout)
-    parts = context.gather(grounding.reversed_captions(reader.captioner, mine, *settings))
-    found = {clip_id: text for part in parts for clip_id, text in part.items()}
-    return {clip_id: found[clip_id] for clip_id in chosen if clip_id in found}  # in one order for any number of ranks
+    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+    count = max(1, (os.cpu_count() or 1) // context.world_size)
+    with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
+        found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **settings)
+    merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
+    return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
     """evaluation.json, the page, and the table on the screen."""
-    # The epoch is that of what was evaluated: training may have written the next checkpoint since.
-    source = {"checkpoint": files.display_path(args.checkpoint), "epoch": captioner.epoch}
-    result = {**source, **result, "made_by": provenance.made_by()}
+    epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
+    result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
-    page = args.results / "index.html"
-    rows = scores.table(result)
+    page, rows = args.results / "index.html", scores.table(result)
+    clips = report.gallery(result["predictions"], layout, page, args.results / "videos" if args.copy_videos else None)
     report.write_page(
         page,
         f"Captions of the {args.split} split",
-        gallery(result["predictions"], layout, page, args.results / "videos" if args.copy_videos else None),
+        clips,
         history=captioner.history,
         scores=rows,
         made_by=" at ".join(filter(None, result["made_by"].values())),
         confused=result.get("ssv2", {}).get("confused"),
     )
     for note in result["notes"]:
-        print(note)
-    print(f"{args.checkpoint}, epoch {captioner.epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
-    for line in scores.lines(rows, result["notes"]):
-        print(line)
+        print(files.printable(note))
+    print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    width = max(len(row["name"]) for row in rows)
+    for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
+        print(group)
+        for row in members:
+            interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
+            value = "none" if row["value"] is None else f"{row['value']:.4f}"
+            note = f"  ({row['note']})" if row["note"] and row["note"] not in result["notes"] else ""
+            print(f"  {row['name']:<{width}}  {value:>8}{interval}{note}")
     print(f"written: {args.results / 'evaluation.json'}, page: {page}")
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import dataset
 from evaluation.ssv2 import TemplateReader, template_key
-from runtime import cli as arguments
-from runtime import files
+from runtime import cli, files
 from runtime.files import UserError
 
 
@@ -38,15 +37,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = arguments.Parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout"
-    )
-    parser.add_argument(
-        "--paraphrases",
-        type=Path,
-        help="a file or a folder of parts; without it ssv2_paraphrase.json, or parts, under --data where there are any",
-    )
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
+    parts = "a file or a folder of parts; without it ssv2_paraphrase.json, or parts, under --data where there are any"
+    add("--paraphrases", type=Path, help=parts)
     return parser.parse_args(argv)
 
 
@@ -59,17 +54,11 @@ def caption_lists(
         label = record.get("label")
         texts = [label if isinstance(label, str) else "", *paraphrases.get(record["id"], [])]
         captions = list(dict.fromkeys(text for text in map(dataset.clean, texts) if text))
-        if not captions:
+        known = {"template": record.get("template"), "placeholders": record.get("placeholders") or []}
+        if captions:
+            ready.append({"id": record["id"], "label": captions, **known})
+        else:
             dropped.append(record["id"])
-            continue
-        ready.append(
-            {
-                "id": record["id"],
-                "label": captions,
-                "template": record.get("template"),
-                "placeholders": record.get("placeholders") or [],
-            }
-        )
     return ready, dropped
 
 
@@ -99,4 +88,4 @@ def summary(train: list[dataset.Record], paraphrases: dict[str, list[str]]) -> l
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

@@ -4,16 +4,14 @@ A captioner that has only learnt the language of a data set scores the same on a
 still frames only captions a clip played backwards as before.
 """
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dataset
 from evaluation.ssv2 import TemplateReader, template_key
 from qformer import VideoCaptioner
 from runtime import files
-from video.workers import Decoded, Workers
 
 # SSv2's own templates whose time-reversed clip shows the other (both ways). A data set may bring its own list.
 OPPOSITES = [
@@ -56,24 +54,17 @@ def most_common_caption(records: list[dataset.Record]) -> str:
 
 
 def reversed_captions(
-    captioner: VideoCaptioner,
-    videos: dict[str, Path],
-    batch_size: int,
-    max_new_tokens: int,
-    num_beams: int,
-    timeout: float,
+    captioner: VideoCaptioner, videos: dict[str, Path], workers: Any, batch_size: int, **settings: int
 ) -> dict[str, str]:
-    """Captions of clips played backwards, by id; a video that cannot be decoded in `timeout` seconds is left out."""
+    """Captions of clips played backwards, by id, in the order of `videos`; damaged ones are left out.
 
-    def backwards(clips: Iterable[Decoded]) -> Iterator[Decoded]:
-        for clip in clips:
-            yield clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0))  # (T, 3, S, S)
-
-    encoder = captioner.encoder
-    with Workers(os.cpu_count() or 1, timeout) as workers:
-        clips = workers.read_clips(videos.items(), encoder.transform, encoder.frames)
-        captioned = captioner.caption_decoded(backwards(clips), batch_size, max_new_tokens, num_beams)
-        return {clip.key: caption for clip, caption in captioned if caption is not None}
+    `workers`: video.workers.Workers; `settings`: "max_new_tokens" and "num_beams" of `VideoCaptioner.generate`.
+    """
+    clips = workers.read_clips(videos.items(), captioner.encoder.transform, captioner.encoder.frames)
+    # Frames are (T, 3, S, S): the last one comes first.
+    backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
+    captioned = captioner.caption_decoded(backwards, batch_size, **settings)
+    return {clip.key: caption for clip, caption in captioned if caption is not None}
 
 
 def flips(

@@ -14,12 +14,16 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation import coco
 from evaluation.bootstrap import SAMPLES, interval, resampled_sums
 from runtime.files import UserError
 
 PTB = "PTB (pycocoevalcap)"
 PLAIN = "plain words: lower case, no punctuation (not PTB)"
+TIMEOUT = 120.0  # seconds for Java; METEOR reads its tables for 7 s on a quiet machine
+# Characters at which Java may end a line (and then every later caption would meet another clip's references),
+# other control characters (PTB drops them with a warning each) and halves of surrogate pairs (no UTF-8).
+LINE_BREAKERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 _printed: set[str] = set()  # notes that `cider` has printed
 
 
@@ -42,7 +46,7 @@ def ngram_scores(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     meteor: bool = True,
-    timeout: float = coco.TIMEOUT,
+    timeout: float = TIMEOUT,
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> NgramScores:
@@ -53,21 +57,21 @@ def ngram_scores(
     bootstrap resamples of the clips, for BLEU from the clips' counts (it is no mean over clips).
     Raises: UserError where there are no clips, or a clip has no prediction or no reference.
     """
+    from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
+
     captions, texts, tokenizer, notes = _tokenize(predictions, references, timeout)
-    ids = list(references)
-    counts, per_clip = _bleu_counts(captions, texts), {}
+    ids, counts = list(references), _bleu_counts(captions, texts)
+    rouge = [float(Rouge().calc_score([one], many)) for one, many in zip(captions, texts, strict=True)]
+    cider_of_all, cider = _cider(captions, texts)
+    per_clip = {"ROUGE_L": dict(zip(ids, rouge, strict=True)), "CIDEr": dict(zip(ids, cider, strict=True))}
     metrics: dict[str, float | None] = {f"Bleu_{n + 1}": float(x) for n, x in enumerate(_bleu(counts.sum(0)))}
-    metrics["METEOR"] = None
+    metrics |= {"METEOR": None, "ROUGE_L": float(np.mean(rouge)), "CIDEr": cider_of_all}
     if meteor and tokenizer == PTB:
         try:
             metrics["METEOR"], scores = coco.meteor(captions, texts, timeout)
             per_clip["METEOR"] = dict(zip(ids, scores, strict=True))
         except coco.JavaError as error:
             notes.append(f"{error}: METEOR is left out")
-    rouge = [float(Rouge().calc_score([one], many)) for one, many in zip(captions, texts, strict=True)]
-    metrics["ROUGE_L"], per_clip["ROUGE_L"] = float(np.mean(rouge)), dict(zip(ids, rouge, strict=True))
-    metrics["CIDEr"], cider = _cider(captions, texts)
-    per_clip["CIDEr"] = dict(zip(ids, cider, strict=True))
     if len(ids) == 1:
         notes.append("CIDEr weighs words by how few clips have them, so for one clip alone it is 0 by definition")
     sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed, samples)  # the same resamples for all scores
@@ -77,9 +81,7 @@ def ngram_scores(
     return NgramScores(metrics, per_clip, intervals, tokenizer, notes)
 
 
-def cider(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float = coco.TIMEOUT
-) -> float:
+def cider(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float = TIMEOUT) -> float:
     """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once a process, on stderr.
 
     Raises: UserError as ngram_scores.
@@ -96,32 +98,35 @@ def _tokenize(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float
 ) -> tuple[list[str], list[list[str]], str, list[str]]:
     """Tokens joined by spaces, in the order of `references`: predictions, references, the tokenizer's name, notes."""
-    ids = list(references)
-    if not ids:
-        raise UserError("no clips to score: the references are empty")
-    if missing := [key for key in ids if key not in predictions]:
-        raise UserError(f"{len(missing)} clips have references and no prediction, the first is {missing[0]!r}")
-    if len(predictions) != len(ids):
-        extra = next(key for key in predictions if key not in references)
-        raise UserError(f"{len(predictions) - len(ids)} clips have a prediction and no reference, one is {extra!r}")
-    if empty := [key for key in ids if not references[key] or isinstance(references[key], str)]:
-        raise UserError(f"clip {empty[0]!r} has no list of references to score against")
-    captions = [predictions[key] for key in ids]
-    texts = [text for key in ids for text in references[key]]
+    from evaluation import coco
+
+    _check(predictions, references)
+    captions = [LINE_BREAKERS.sub(" ", predictions[key]) for key in references]
+    texts = [LINE_BREAKERS.sub(" ", text) for many in references.values() for text in many]
     name, notes = PTB, []
     try:
         texts, captions = coco.tokenize([texts, captions], timeout)
     except coco.JavaError as error:
-        name = PLAIN
-        texts, captions = [plain_tokens(text) for text in texts], [plain_tokens(text) for text in captions]
+        name, texts, captions = PLAIN, list(map(plain_tokens, texts)), list(map(plain_tokens, captions))
         notes.append(f"{error}: captions are cut into {PLAIN}, and METEOR is left out; compare with no PTB scores")
     rest = iter(texts)
-    return captions, [[next(rest) for _ in references[key]] for key in ids], name, notes
+    return captions, [[next(rest) for _ in many] for many in references.values()], name, notes
+
+
+def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    if not references:
+        raise UserError("no clips to score: the references are empty")
+    if missing := [key for key in references if key not in predictions]:
+        raise UserError(f"{len(missing)} clips have references and no prediction, the first is {missing[0]!r}")
+    if extra := [key for key in predictions if key not in references]:
+        raise UserError(f"{len(extra)} clips have a prediction and no reference, the first is {extra[0]!r}")
+    if empty := [key for key, texts in references.items() if not texts or isinstance(texts, str)]:
+        raise UserError(f"clip {empty[0]!r} has no list of references to score against")
 
 
 def plain_tokens(caption: str) -> str:
     """Tokens near PTB's, without Java: lower case, contractions cut ("does n't"), punctuation dropped."""
-    text = coco.one_line(caption).lower().replace("’", "'")
+    text = caption.lower().replace("’", "'")
     text = re.sub(r"\bcannot\b", "can not", text)
     text = re.sub(r"(?<=\w)n't\b", " n't", text)
     text = re.sub(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b", r" \1", text)

@@ -1,12 +1,15 @@
-"""What people look at: curves and the results page.
+"""What people look at: the results page, and the curves of training.
 
 The page is one file that opens from disk. Its captions travel as JSON and reach the document only as text
 (textContent), and its clips stay where they are: the page points at them by relative path.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +18,27 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from dataset import Layout
 from runtime import files
 from runtime.files import shown
 
 # A clip may have 14 paraphrases; on a page of 24,777 clips the rest would double its size and nobody reads them.
 REFERENCES_SHOWN = 5
+# The page's colours in its light theme, by their names there: within a page the curves take those of its theme.
+THEME = {"--dim": "#5d6168", "--first": "#1d62b5", "--second": "#b2561a", "--exact": "#0a7350"}
+CURVES = (  # panel, key of the history, name, colour, line
+    ("loss", "train_loss", "training", "--first", "o-"),
+    ("loss", "val_loss", "validation", "--second", "s--"),
+    ("CIDEr", "CIDEr", "CIDEr", "--exact", "^-"),
+)
 
 
 def write_page(
     path: Path | str,
     title: str,
     clips: Iterable[Mapping[str, Any]],
-    history: Sequence[Mapping[str, Any]] | None = None,
-    scores: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    scores: Sequence[Mapping[str, Any]] = (),
     made_by: str | None = None,
     confused: Sequence[Sequence[Any]] | None = None,
 ) -> None:
@@ -35,11 +46,10 @@ def write_page(
 
     clips: dicts of "id" and, each where there is one: "prediction", "references" (list), "video" and "tracks"
       (.webm/.mp4 and .vtt, relative to the page, as `relative` gives them), "template", "outcome" ("exact",
-      "template" or "wrong"), "score", "segments" (list of {"start", "end" (seconds), "caption"}) and "error"
-      (why the clip has no caption).
+      "template" or "wrong"), "score", "segments" (list of {"start", "end" (seconds), "caption"}), "error" (why the
+      clip has no caption) and "warning" (what is wrong with a clip that has one).
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
-    scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group";
-      or a dict of name to value or to (value, low, high).
+    scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
     made_by: the command and commit, shown under the title.
     confused: (true template, predicted template, count) rows, most frequent first.
     """
@@ -50,12 +60,29 @@ def write_page(
     html = page.get_template("page.html.j2").render(
         title=title,
         made_by=made_by,
-        charts=_charts(history or []),
-        groups=_score_groups(scores or []),
+        curves=_embedded_curves(history),
+        groups=_score_groups(scores),
         confused=confused or [],
         data=_embedded({"clips": [_clip(clip, path.parent) for clip in clips]}),
     )
     files.write_text(path, html)
+
+
+def gallery(
+    predictions: list[dict[str, Any]], layout: Layout, page: Path, copies: Path | None = None
+) -> list[dict[str, Any]]:
+    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
+
+    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
+    """
+    rows = []
+    for row in predictions:
+        video = layout.video(row["id"])
+        if video and copies:
+            files.copy(video, copies / video.name)
+            video = copies / video.name
+        rows.append({**row, "score": row.get("CIDEr"), "video": relative(video, page) if video else None})
+    return rows
 
 
 def relative(target: Path | str, page: Path | str) -> str:
@@ -74,31 +101,26 @@ def _embedded(value: Any) -> Markup:
 
 def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     references = clip.get("references") or []
-    embedded = {
+    embedded = {key: shown(clip.get(key) or "") for key in ("prediction", "template", "error", "warning")}
+    embedded |= {
         "id": shown(clip["id"]),
-        "prediction": shown(clip.get("prediction") or ""),
         "references": [shown(text) for text in references[:REFERENCES_SHOWN]],
         "unseen": max(0, len(references) - REFERENCES_SHOWN),
         "video": _address(clip.get("video")),
-        "template": shown(clip.get("template") or ""),
+        "tracks": _address(clip.get("tracks")),
         "outcome": clip.get("outcome"),
-        "score": _finite(clip.get("score"), digits=4),
-        "error": shown(clip["error"]) if clip.get("error") else None,
+        "segments": [
+            {"start": round(part["start"], 3), "end": round(part["end"], 3), "caption": shown(part["caption"])}
+            for part in clip.get("segments") or []
+        ],
     }
-    if clip.get("segments"):
-        embedded["segments"] = [
-            {"start": _finite(s["start"], 3), "end": _finite(s["end"], 3), "caption": shown(s["caption"])}
-            for s in clip["segments"]
-        ]
     if clip.get("tracks"):
-        embedded["tracks"] = _address(clip["tracks"])
         # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
-        try:
-            text = (folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace")
-            embedded["vtt"] = shown(text)
-        except OSError:
-            embedded["vtt"] = None
-    return {key: value for key, value in embedded.items() if value not in (None, "", [], 0) or key == "score"}
+        with contextlib.suppress(OSError):
+            embedded["vtt"] = shown((folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace"))
+    score = clip.get("score")
+    score = round(float(score), 4) if _is_finite(score) else None
+    return {**{key: value for key, value in embedded.items() if value}, "score": score}
 
 
 def _address(path: Path | str | None) -> str | None:
@@ -108,158 +130,102 @@ def _address(path: Path | str | None) -> str | None:
     text = os.fspath(path)
     if text.startswith("file://"):
         return text
-    if os.path.isabs(text):
-        return Path(text).as_uri()
-    return quote(os.fsencode(Path(text).as_posix()))
+    return Path(text).as_uri() if os.path.isabs(text) else quote(os.fsencode(Path(text).as_posix()))
 
 
-def _finite(value: Any, digits: int | None = None) -> float | None:
-    """The number, rounded; None for None, NaN and infinities, which JSON cannot say."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value) if digits is None else round(float(value), digits)
+def _is_finite(value: float | None) -> bool:
+    """Whether there is a number: JSON has no NaN and no infinities."""
+    return value is not None and math.isfinite(value)
 
 
 # ---- scores ----
 
 
-def _score_groups(scores: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows under their headings, in order; each row with its texts and, in percent of the group's scale, its bar."""
-    if isinstance(scores, Mapping):
-        scores = [_score_row(name, value) for name, value in scores.items()]
+def _score_groups(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows under their headings, in order; each row with its texts and, in percent of a scale, its bar."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in scores:
-        groups.setdefault(row.get("group") or "", []).append(dict(row))
+        ends = [row["low"], row["high"]] if _is_finite(row.get("low")) else None
+        texts = {"text": _number(row.get("value")), "interval": " – ".join(map(_number, ends or []))}
+        groups.setdefault(row.get("group") or "", []).append({**row, **texts, "ends": ends})
     for rows in groups.values():
-        for row in rows:
-            row["text"] = _number(row.get("value"))
-            row["interval"] = f"{_number(row['low'])} – {_number(row['high'])}" if _has_interval(row) else ""
-        # Rates are drawn on the scale 0 to 1, CIDEr (0 to 10) on one of its own. Counts have no bar.
-        fractions = [r for r in rows if isinstance(r.get("value"), float) and math.isfinite(r["value"])]
-        for kin in ([r for r in fractions if _is_rate(r)], [r for r in fractions if not _is_rate(r)]):
-            ends = [r["high"] if _has_interval(r) else r["value"] for r in kin]
-            scale = max([1.0, *ends])
-            for row in kin:
-                low, high = (row["low"], row["high"]) if _has_interval(row) else (row["value"], row["value"])
-                row["bar"] = [round(100 * min(max(v, 0.0), scale) / scale, 2) for v in (row["value"], low, high)]
+        for cider in (True, False):  # rates are drawn on the scale 0 to 1, CIDEr (0 to 10) on one of its own
+            kin = [row for row in rows if row["name"].startswith("CIDEr") == cider]
+            kin = [
+                row for row in kin if isinstance(row.get("value"), float) and math.isfinite(row["value"])
+            ]  # no counts
+            places = [[row["value"], *(row["ends"] or [row["value"]] * 2)] for row in kin]
+            scale = max([1.0, *(high for *_, high in places)])
+            for row, place in zip(kin, places, strict=True):
+                row["bar"] = [round(100 * min(max(value, 0.0), scale) / scale, 2) for value in place]
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
 
 
-def _is_rate(row: Mapping[str, Any]) -> bool:
-    return not row["name"].startswith("CIDEr")
-
-
-def _score_row(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, tuple | list):
-        value, low, high = value
-        return {"name": name, "value": value, "low": low, "high": high}
-    return {"name": name, "value": value}
-
-
-def _has_interval(row: Mapping[str, Any]) -> bool:
-    return _finite(row.get("low")) is not None and _finite(row.get("high")) is not None
-
-
 def _number(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+    if isinstance(value, int | str):
+        return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:.3f}" if _is_finite(value) else "–"
 
 
 # ---- curves ----
 
-_CURVES = {"Loss": {"train": "train_loss", "validation": "val_loss"}, "CIDEr": {"CIDEr": "CIDEr"}}
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 220, 44, 14, 12, 30  # of a chart, in SVG units
-
-
-def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    pairs = [(_finite(row.get("epoch", i + 1)), _finite(row.get(key))) for i, row in enumerate(history)]
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
-
-
-def _charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    charts = []
-    for title, curves in _CURVES.items():
-        lines = {name: _points(history, key) for name, key in curves.items()}
-        lines = {name: points for name, points in lines.items() if points}
-        if lines:
-            charts.append(_chart(title, lines))
-    return charts
-
-
-def _chart(title: str, lines: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
-    """Where everything of one SVG chart goes: ticks, lines and dots in SVG units."""
-    xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
-    x_ticks, y_ticks = _ticks(min(xs), max(xs), 8, whole=True), _ticks(min(ys), max(ys), 5)
-    x_low, x_high = min(xs), max(xs)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def right(x: float) -> float:
-        part = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def down(y: float) -> float:
-        return round(_TOP + (y_high - y) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    said = "; ".join(f"{name} {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in lines.items())
-    return {
-        "title": title,
-        "label": f"{title} by epoch: {said}",
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "left": _LEFT,
-        "right": _WIDTH - _RIGHT,
-        "bottom": _HEIGHT - _BOTTOM,
-        "x_ticks": [(right(x), f"{x:g}") for x in x_ticks if x_low <= x <= x_high],
-        "y_ticks": [(down(y), f"{y:g}") for y in y_ticks],
-        "lines": [
-            {
-                "name": name,
-                "points": " ".join(f"{right(x)},{down(y)}" for x, y in points),
-                "dots": [(right(x), down(y), f"{name}, epoch {x:g}: {y:.4g}") for x, y in points],
-            }
-            for name, points in lines.items()
-        ],
-    }
-
-
-def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose low..high, about `most` of them."""
-    if high <= low:
-        low, high = low - (1 if whole else abs(low) * 0.1 or 1), high + (1 if whole else abs(high) * 0.1 or 1)
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    step = max(step, 1.0) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
 
 def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
-    """Draw train and validation loss, and CIDEr on an axis of its own, against the epoch, as a PNG.
+    """Draw training and validation loss, and CIDEr, against the epoch, as a PNG; history: as in `write_page`."""
+    # No version in the file: the same history gives the same bytes.
+    settings = {"format": "png", "dpi": 150, "metadata": {"Software": None}}
+    files.write_atomic(path, lambda file: _draw(_points(history), file, **settings))
 
-    history: as in `write_page`.
-    """
+
+def _points(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """(epoch, value) of each curve that has any."""
+    found = {
+        key: [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _is_finite(row.get(key))]
+        for _, key, *_ in CURVES
+    }
+    return {key: points for key, points in found.items() if points}
+
+
+def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **settings: Any) -> None:
+    """One panel for the losses and one for CIDEr, where they have values, saved to `file`."""
     # matplotlib takes half a second to import, and captioning a video needs none of it.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    losses = figure.add_subplot(xlabel="epoch", ylabel="loss")
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    losses.grid(alpha=0.25)
-    for name, key, style in (("training loss", "train_loss", "C0o-"), ("validation loss", "val_loss", "C1s--")):
-        if points := _points(history, key):
-            losses.plot(*zip(*points, strict=True), style, label=name, markersize=4)
-    if points := _points(history, "CIDEr"):
-        cider = losses.twinx()
-        cider.set_ylabel("CIDEr")
-        cider.plot(*zip(*points, strict=True), "C2^:", label="CIDEr", markersize=4)
-    if history:
-        figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    # No version in the file: the same history gives the same bytes.
-    files.write_atomic(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+    panels = dict.fromkeys(panel for panel, key, *_ in CURVES if key in points) or ["loss"]
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    # Texts stay texts, and the names within the file come from its content.
+    style = {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "curves", **dict.fromkeys(inked, THEME["--dim"])}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5, 2.6 * len(panels) + 0.2), layout="constrained")
+        for panel, axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
+            axes.set(xlabel="epoch", ylabel=panel)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(color=THEME["--dim"], alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            for _, key, name, colour, line in (curve for curve in CURVES if curve[0] == panel and curve[1] in points):
+                axes.plot(*zip(*points[key], strict=True), line, label=name, color=THEME[colour], markersize=5)
+            if len(axes.lines) > 1:
+                axes.legend(frameon=False)
+        figure.savefig(file, **settings)
+
+
+def _embedded_curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The curves as an <svg> in the page's colours, with a label that says them; None where there are none."""
+    if not (points := _points(history)):
+        return None
+    drawn = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    _draw(points, drawn, format="svg", transparent=True, metadata=metadata)
+    svg = drawn.getvalue()
+    # Within HTML: no namespaces, no style for the whole document, and no ids but those that name their content.
+    svg = re.sub(
+        r' xmlns(:xlink)?="[^"]*"|<style.*?</style>|(?<=<g) id="[^"]*"', "", svg[svg.index("<svg") :], flags=re.S
+    )
+    for name, light in THEME.items():
+        svg = svg.replace(light, f"var({name})")
+    label = "; ".join(
+        f"{key.replace('_', ' ')} {pairs[0][1]:.3g} to {pairs[-1][1]:.3g}" for key, pairs in points.items()
+    )
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="By epoch: {label}"', 1))

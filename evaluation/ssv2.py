@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.bootstrap import SAMPLES, interval, resampled_sums
+from evaluation.bootstrap import interval, resampled_sums
 from runtime.files import UserError
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
 # labels.json as published has no brackets: these are the placeholders of its 174 templates, longest first.
 BARE_PLACEHOLDER = re.compile(
-    r"\b(one of many similar things on the table|something similar to other things that are already on the table|"
+    r"\b(?:one of many similar things on the table|something similar to other things that are already on the table|"
     r"something that cannot actually stand upright|something else that cannot support it|"
     r"something that is not tearable|something in it|something unbendable|something soft|some substance|number of|"
     r"part|somewhere|something)\b",
@@ -96,14 +96,13 @@ class _Template:
     @classmethod
     def parse(cls, text: str) -> "_Template":
         pattern = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
-        names = [match.group().strip("[]") for match in pattern.finditer(text)]
-        gaps = [text[a:b] for a, b in _between(pattern, text)]
+        gaps = pattern.split(text)
         literals = [words(gap) for gap in gaps]
         for i in range(1, len(literals) - 1):
             if not literals[i] and COMMA in gaps[i]:
                 literals[i] = [COMMA]
         own = frozenset(word for literal in literals for word in literal if word != COMMA)
-        return cls(text, literals, [template_key(name) == "number of" for name in names], own)
+        return cls(text, literals, [template_key(name) == "number of" for name in pattern.findall(text)], own)
 
     def fit(self, caption: _Caption) -> list[tuple[int, int]] | None:
         """Where the placeholders are (word spans, one word or more each), or None.
@@ -128,11 +127,6 @@ class _Template:
             spans.append((at, found))
             at = found + (0 if literal == [COMMA] else len(literal))
         return [*spans, (at, stop)] if stop > at else None
-
-
-def _between(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
-    edges = [0] + [edge for match in pattern.finditer(text) for edge in match.span()] + [len(text)]
-    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _find(caption: _Caption, literal: list[str], begin: int, stop: int) -> int | None:
@@ -257,7 +251,6 @@ def ssv2_scores(
     records: Mapping[str, Mapping[str, Any]],
     reader: TemplateReader,
     seed: int = 0,
-    samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
 
@@ -280,20 +273,17 @@ def ssv2_scores(
     shown = {template_key(r["template"]): r["template"] for r in records.values() if r.get("template")}
     per_clip, rows, groups, confused = {}, [], defaultdict(list), Counter()
     for key, caption in predictions.items():
-        clip, row, true = _score_clip(caption, records[key], reader, shown)
-        per_clip[key] = clip
+        per_clip[key], row, true = _score_clip(caption, records[key], reader, shown)
         if true:
             groups[true].append(len(rows))
-            if not clip["template"]:
-                confused[true, clip["read_template"]] += 1
+            confused[true, per_clip[key]["read_template"]] += not per_clip[key]["template"]
         rows.append(row)
     table = np.array(rows, dtype=np.float64)
-    scores = _fractions(table, seed, samples)
     pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
     return {
-        **scores,
-        "per_template": {true: _fractions(table[groups[true]], seed, samples) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS]],
+        **_fractions(table, seed),
+        "per_template": {true: _fractions(table[groups[true]], seed) for true in sorted(groups)},
+        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS] if count],
         "per_clip": per_clip,
     }
 
@@ -304,19 +294,16 @@ def _score_clip(
     """One clip's scores, its row of counts for `_fractions`, and its true template as it is shown."""
     labels = record.get("label") or []
     labels = [labels] if isinstance(labels, str) else labels
-    wanted = record.get("placeholders")
-    true = record.get("template") or None
-    true = shown[template_key(true)] if true else None
-    exact = any(
-        caption.strip() == label.strip() or (words(label) and words(caption) == words(label)) for label in labels
-    )
+    true = shown[template_key(record["template"])] if record.get("template") else None
+    # A text without words, such as "...", is compared as it is.
+    exact = any((words(caption) or caption.strip()) == (words(label) or label.strip()) for label in labels)
     reading = reader.read(caption, expected=true)
     read = shown.get(template_key(reading.template), reading.template) if reading.template else None
     right = true is not None and (exact or read == true)
-    found, count = objects_found(wanted, reading.placeholders or [caption]) if wanted else (0, 0)
+    found, count = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
     found = count if exact else found
     clip = {
-        "exact": bool(exact),
+        "exact": exact,
         "template": right if true else None,
         "objects": found / count if count else None,
         "read_template": true if right else read,
@@ -325,9 +312,9 @@ def _score_clip(
     return clip, [1.0, exact, true is not None, right, reading.template is None and not exact, found, count], true
 
 
-def _fractions(table: np.ndarray, seed: int, samples: int) -> dict[str, Any]:
+def _fractions(table: np.ndarray, seed: int) -> dict[str, Any]:
     """Fractions and their intervals from rows [1, exact, has a template, template right, fits none, found, objects]."""
-    sums, resampled = table.sum(0), resampled_sums(table, seed, samples)
+    sums, resampled = table.sum(0), resampled_sums(table, seed)
     parts = {"exact_match": (1, 0), "template_accuracy": (3, 2), "no_template": (4, 0), "object_accuracy": (5, 6)}
     scores: dict[str, Any] = {"clips": len(table)}
     intervals = {}

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import evaluate
 import train
 from qformer import VideoCaptioner
 from runtime.files import UserError
-from tests import processes, tiny
+from tests import tiny, videos
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,9 @@ def test_templates_are_scored_in_the_case_of_most_captions(run, tmp_path, monkey
     for record in records[:capitals]:
         record["label"][0] = record["label"][0].capitalize()
     path.write_text(json.dumps(records))
-    texts, score = [], VideoCaptioner.score
+    texts, score = [], VideoCaptioner.log_likelihood
     monkeypatch.setattr(
-        VideoCaptioner, "score", lambda self, clips, said: texts.extend(said) or score(self, clips, said)
+        VideoCaptioner, "log_likelihood", lambda self, clips, asked: texts.extend(asked) or score(self, clips, asked)
     )
     words = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "out"), "--no-meteor", "--actions"]
     evaluate.main(["--checkpoint", str(run / "checkpoint.pt"), *words])
@@ -92,26 +93,75 @@ def test_every_setting_reaches_what_it_sets(run, tmp_path, monkeypatch):
     (data / "20bn-something-something-v2").mkdir()
     for clip in range(11, 16):  # 12 and 13 move up and down, 14 is covering: they have opposites
         (data / "20bn-something-something-v2" / f"{clip}.webm").touch()
-    told, make = {}, evaluate.Scorer
+    told, make = {}, evaluate.scores.Scorer
 
     def generate(_, clips, max_new_tokens, num_beams):
         told["captions"] = (max_new_tokens, num_beams)
         return ["moving a red ball up"] * len(clips)
 
-    def reversed_captions(_, videos, *settings):
-        told["reversed"] = (sorted(videos), settings[:-1])
+    def reversed_captions(_, videos, workers, *settings, **more):
+        told["reversed"] = (list(videos), (workers.timeout, *settings, more["max_new_tokens"], more["num_beams"]))
         return {}
 
     monkeypatch.setattr(VideoCaptioner, "generate", generate)
     monkeypatch.setattr(evaluate.grounding, "reversed_captions", reversed_captions)
-    monkeypatch.setattr(evaluate, "Scorer", lambda *given: told.update(java=given[2], seed=given[3]) or make(*given))
+    monkeypatch.setattr(
+        evaluate.scores, "Scorer", lambda *given: told.update(java=given[2], seed=given[3]) or make(*given)
+    )
     words = "--grounding --no-meteor --num-beams 3 --max-new-tokens 7 --batch-size 2 --clip-timeout 9 --java-timeout 8"
     for most, clips in ((1, 1), (9, 3)):
         more = [*words.split(), "--data", str(data), "--seed", "4", "--reversed-clips", str(most)]
         evaluate.main(flags(run, tmp_path, *more))
         assert told["captions"] == (7, 3) and (told["java"], told["seed"]) == (8.0, 4)
-        assert len(told["reversed"][0]) == clips and told["reversed"][1] == (2, 7, 3, 9.0)
+        assert len(told["reversed"][0]) == clips and told["reversed"][1] == (9.0, 2, 7, 3)
     assert told["reversed"][0] == ["12", "13", "14"]
+
+
+def caption_of(features):
+    return tiny.CAPTIONS[int(features.abs().sum() * 1000) % len(tiny.CAPTIONS)]
+
+
+def test_everything_that_a_seed_decides_is_the_same_twice(run, tmp_path, monkeypatch):
+    """The first of the reversed clips takes longest to decode: the order must not be that in which they are done."""
+    data, out = shutil.copytree(run / "data", tmp_path / "data"), tmp_path / "out"
+    for clip, count in ((12, 150), (13, 5), (14, 5)):
+        videos.write(data / "20bn-something-something-v2" / f"{clip}.webm", videos.moving(count, seed=clip))
+    words = ["--data", str(data), "--grounding", "--actions", "--no-meteor", "--batch-size", "2"]
+    words += ["--encoder", str(tiny.save_encoder(tmp_path / "encoder"))]
+    made = tiny.features_config(str(tmp_path / "encoder"))
+    (data / "features" / "config.json").write_text(json.dumps(made.to_dict()))
+    found = []
+    # Captions that differ from clip to clip: of equal ones all orders look the same.
+    monkeypatch.setattr(VideoCaptioner, "generate", lambda _, clips, *__: [caption_of(clip) for clip in clips])
+    for seed in (3, 3, 4):
+        assert evaluate.main(flags(run, out, *words, "--seed", str(seed))) == 0
+        found.append(json.loads((out / "evaluation.json").read_text()))
+        assert found[-1]["grounding"]["reversed_clips"] == 3
+    assert found[0] == found[1] != found[2]
+
+
+def test_an_interrupt_writes_nothing_and_says_so(run, tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(VideoCaptioner, "generate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert evaluate.main(flags(run, tmp_path)) == 128 + signal.SIGTERM
+    assert "SIGTERM: nothing was written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_unwritable_results_folder_is_told_before_the_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(VideoCaptioner, "from_checkpoint", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(OSError, match="file"):
+        evaluate.main(flags(run, tmp_path / "file" / "out"))
+
+
+def test_without_any_features_the_command_that_makes_them_is_named(run, tmp_path):
+    shutil.copytree(run / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "features")
+    words = ["--data", str(tmp_path / "data"), "--checkpoint", str(run / "checkpoint.pt"), "--results", str(tmp_path)]
+    with pytest.raises(UserError, match="none of the 5 .* --splits validation .*--encoder tiny-encoder") as error:
+        evaluate.main(words)
+    assert "--max-missing" not in str(error.value)
 
 
 def test_what_the_scores_need_is_missed_before_any_clip_is_captioned(run, tmp_path, monkeypatch):
@@ -131,10 +181,9 @@ def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):
         evaluate.main(flags(run, tmp_path, "--split", "test"))
     with pytest.raises(UserError, match="there is no file"):
         evaluate.main(["--data", str(run / "data"), "--checkpoint", str(tmp_path / "none.pt")])
-    out = tmp_path / "out"
-    script = processes.Script("evaluate", flags(run, out, "--split", "vallidation"), tmp_path / "log")
-    assert script.wait() == 2 and "unknown split 'vallidation'" in script.said()
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    with pytest.raises(UserError, match="invalid choice: 'vallidation'"):
+        evaluate.main(flags(run, tmp_path / "out", "--split", "vallidation"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_other_features_is_refused(run, tmp_path):
@@ -153,6 +202,6 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(run, tmp_path)
 
     torch.save({"model_state_dict": {}, "bomb": Bomb()}, tmp_path / "bomb.pt")
     words = ["--data", str(run / "data"), "--checkpoint", str(tmp_path / "bomb.pt"), "--results", str(tmp_path)]
-    script = processes.Script("evaluate", words, tmp_path / "log")
-    assert script.wait() == 2 and "refused" in script.said() and len(script.errors()) == 1
+    with pytest.raises(UserError, match="refused"):
+        evaluate.main(words)
     assert not (tmp_path / "ran").exists()

@@ -1,8 +1,11 @@
 """Captioning of videos: which are taken, what is written for them, and what happens to those that cannot be."""
 
+import errno
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -79,14 +82,16 @@ def test_a_checkpoint_captions_videos_as_its_own_caption_method_does(trained, tm
         tmp_path, "--checkpoint", trained / "checkpoint.pt", "--video", tmp_path / "in", "--batch-size", 2
     )
     captioner = VideoCaptioner.from_checkpoint(trained / "checkpoint.pt")
-    assert code == 0
-    said = {row["source"]: row["prediction"] for row in results["predictions"]}
-    assert said == dict(zip(map(str, paths), captioner.caption(paths), strict=True))
-    assert captioner.caption(str(paths[1])) == [said[str(paths[1])]]  # one path is one video, not its letters
-    (tmp_path / "no.mp4").write_bytes(b"x" * 100)
-    with pytest.raises(VideoError, match="no.mp4: "):
-        captioner.caption([paths[0], tmp_path / "no.mp4"])
+    found = {row["source"]: row["prediction"] for row in results["predictions"]}
+    assert found == dict(zip(map(str, paths), captioner.caption(paths), strict=True))
     assert results["encoder"] == str(trained / "encoder")
+
+
+def test_models_below_the_working_directory_are_named_relative_to_it(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    video = write_video(tmp_path / "red.webm", "red")
+    _, results = run(tmp_path, "--checkpoint", trained / "checkpoint.pt", "--video", video, "--device", "cpu")
+    assert (results["llm"], results["encoder"]) == ("lm", "encoder")
 
 
 def test_models_that_moved_are_named_on_the_command_line(trained, tmp_path):
@@ -132,10 +137,20 @@ def test_the_exit_code_is_1_when_no_video_could_be_captioned(namer, tmp_path):
     assert (tmp_path / "inference" / "index.html").is_file()
 
 
+def test_the_page_links_to_the_videos_where_they_are(namer, tmp_path):
+    video = write_video(tmp_path / "in" / "a #1?.webm", "red")
+    _, results = run(tmp_path, "--video", video)
+    (row,) = results["predictions"]
+    assert (row["id"], row["video"], row["source"]) == ("a__1_", "../in/a #1?.webm", str(video))
+    page = (tmp_path / "inference" / "index.html").read_text()
+    assert "../in/a%20%231%3F.webm" in page
+    assert sorted(path.name for path in (tmp_path / "inference").iterdir()) == ["index.html", "results.json"]
+
+
 def test_copies_are_whole_and_the_page_plays_them(namer, tmp_path):
     one = write_video(tmp_path / "one" / 'a "b" #1?<i>.webm', "red")
     other = write_video(tmp_path / "two" / 'a "b" #1?<i>.webm', "blue")
-    _, results = run(tmp_path, "--video", one, other)
+    _, results = run(tmp_path, "--video", one, other, "--copy-videos")
     copies = [row["video"] for row in results["predictions"]]
     assert copies == ["a__b___1__i_.webm", "a__b___1__i_-2.webm"]
     assert [(tmp_path / "inference" / name).read_bytes() for name in copies] == [one.read_bytes(), other.read_bytes()]
@@ -143,6 +158,109 @@ def test_copies_are_whole_and_the_page_plays_them(namer, tmp_path):
     page = (tmp_path / "inference" / "index.html").read_text()
     assert all(name in page for name in copies)
     assert "<i>.webm" not in page
+
+
+def test_videos_are_captioned_the_same_in_worker_processes(namer, tmp_path):
+    write_video(tmp_path / "in" / "a.webm", "red")
+    write_video(tmp_path / "in" / "b.webm", "blue")
+    (tmp_path / "in" / "c.mp4").write_text("text")
+    _, expected = run(tmp_path, "--video", tmp_path / "in")
+    _, found = run(tmp_path, "--video", tmp_path / "in", "--workers", 1)
+    assert found["predictions"] == expected["predictions"]
+    assert [row["prediction"] for row in found["predictions"]] == ["showing red", "showing blue", None]
+
+
+def test_a_video_that_is_cut_off_is_captioned_with_a_warning(namer, tmp_path, capsys):
+    video = write_video(tmp_path / "cut.webm", "red green", seconds=3)
+    video.write_bytes(video.read_bytes()[:-60])
+    code, results = run(tmp_path, "--video", video)
+    (row,) = results["predictions"]
+    assert (code, row["error"]) == (0, None) and row["prediction"]
+    assert re.fullmatch(r"cut off: \d+ of 72 frames could be decoded", row["warning"])
+    assert f"cut: {row['warning']}\n" in capsys.readouterr().out
+
+
+def test_a_long_video_in_one_caption_is_told_how_to_get_more(namer, tmp_path, capsys):
+    long = write_video(tmp_path / "in" / "holiday.webm", "red", seconds=31, fps=1)
+    write_video(tmp_path / "in" / "short.webm", "red", seconds=29, fps=1)
+    run(tmp_path, "--video", tmp_path / "in")
+    told = [line for line in capsys.readouterr().out.splitlines() if "--window" in line]
+    assert told == ["holiday.webm: 31 s; --window 4 captions it in parts"]
+    run(tmp_path, "--video", long, "--window", 4)
+    assert "--window" not in capsys.readouterr().out
+
+
+# ---- what is there when the run ends early ----
+
+
+def test_captions_are_on_the_screen_and_on_the_disk_as_they_are_made(namer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(infer, "SAVE_EVERY", 0.0)
+    seen, name = [], namer.generate
+
+    def generate(*arguments):
+        path = tmp_path / "inference" / "results.json"
+        rows = json.loads(path.read_text())["predictions"] if path.exists() else []
+        seen.append((sum(row["prediction"] is not None for row in rows), capsys.readouterr().out))
+        return name(*arguments)
+
+    monkeypatch.setattr(namer, "generate", generate)
+    for colour in ("a red", "b green", "c blue"):
+        write_video(tmp_path / "in" / f"{colour}.webm", colour.split()[1])
+    run(tmp_path, "--video", tmp_path / "in", "--batch-size", 1)
+    assert seen == [(0, ""), (1, "a_red: showing red\n"), (2, "b_green: showing green\n")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("window", [[], ["--window", 1]])
+def test_an_interrupt_keeps_what_is_captioned(namer, tmp_path, monkeypatch, capsys, number, window):
+    before, name, calls = signal.getsignal(number), namer.generate, []
+
+    def generate(*arguments):
+        calls.append(arguments)
+        if len(calls) == 6:
+            signal.raise_signal(number)
+        return name(*arguments)
+
+    monkeypatch.setattr(namer, "generate", generate)
+    for i in range(7):
+        write_video(tmp_path / "in" / f"{i}.webm", "red blue")
+    code, results = run(tmp_path, "--video", tmp_path / "in", "--batch-size", 1, *window)
+    assert code == 128 + number
+    assert signal.getsignal(number) == before
+    folder = tmp_path / "inference"
+    captioned = sum(row["prediction"] is not None or "segments" in row for row in results["predictions"])
+    if window:  # two each: the third video is captioned by half
+        assert captioned == 3
+        assert (folder / "1.srt").read_text().count("showing") == 2
+        assert (folder / "2.srt").read_text().count("showing") == 1
+    else:
+        assert captioned == 5
+    last = capsys.readouterr().out.splitlines()[-1]
+    done = 2 if window else 5
+    assert last == f"{number.name}: {done} of 7 videos are done; their captions are in {folder}"
+    assert (folder / "index.html").exists()
+
+
+def test_a_disk_that_copies_fill_has_the_captions(namer, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(infer.files, "copy", full)
+    video = write_video(tmp_path / "red.webm", "red", seconds=2)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, "--video", video, "--window", 1, "--copy-videos")
+    folder = tmp_path / "inference"
+    assert json.loads((folder / "results.json").read_text())["predictions"][0]["prediction"] == "showing red"
+    assert {path.name for path in folder.iterdir()} == {
+        *("results.json", "index.html", "red.srt", "red.vtt", "red.json")
+    }
+
+
+def test_help_has_its_flags_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        infer.parse(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{title}:\n" in printed for title in ("videos", "models", "results", "running"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are all Unicode")
@@ -153,7 +271,8 @@ def test_a_file_name_that_is_no_utf8_is_captioned(namer, tmp_path):
     code, results = run(tmp_path, "--video", odd, "--window", 1)
     assert code == 0
     (row,) = results["predictions"]
-    assert (row["video"], row["prediction"]) == ("caf_.webm", "showing red")
+    assert (row["id"], row["prediction"]) == ("caf_", "showing red")
+    assert "../caf%E9.webm" in (tmp_path / "inference" / "index.html").read_text()
     assert row["source"] == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.webm"
 
 
@@ -270,7 +389,7 @@ def test_test_clips_are_drawn_by_the_seed_and_shown_with_their_answers(namer, da
         assert [row["references"] for row in rows] == [
             [f"Moving something {'up' if int(i) % 2 else 'down'}"] for i in ids
         ]
-        assert [row["video"] for row in rows] == [f"{i}.webm" for i in ids]
+        assert [Path(row["video"]).name for row in rows] == [f"{i}.webm" for i in ids]
     assert drawn[0] != drawn[1]
     more = [clip.id for clip in infer.choose_test_clips(dataset_folder, 5, 0)]
     assert more[:3] == drawn[0]
@@ -298,6 +417,6 @@ def test_a_video_in_the_results_folder_is_not_written_over(namer, tmp_path):
     mine = write_video(tmp_path / "inference" / "a.webm", "blue")
     before = mine.read_bytes()
     other = write_video(tmp_path / "in" / "a.webm", "red")
-    _, results = run(tmp_path, "--video", other, mine)
+    _, results = run(tmp_path, "--video", other, mine, "--copy-videos")
     assert [row["video"] for row in results["predictions"]] == ["a-2.webm", "a.webm"]
     assert mine.read_bytes() == before

@@ -1,55 +1,45 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from evaluation import grounding
 from evaluation.ssv2 import TemplateReader
+from models.video_files import CaptionsFiles
 from runtime.files import UserError
 from tests import tiny
+from video.workers import Decoded
 
 
-class EchoCaptioner:
+class EchoCaptioner(CaptionsFiles):
     """Captions a clip by the brightness of its first and last frame: what a reversed clip must swap."""
 
-    class encoder:  # noqa: N801
-        frames = 4
-
-        class transform:  # noqa: N801
-            pass
+    encoder = SimpleNamespace(frames=4, transform=None)
 
     def encode(self, clips):
+        assert len(clips) <= 2
         return clips
 
-    def generate(self, clips, *_):
+    def generate(self, clips, max_new_tokens, num_beams):
+        assert (max_new_tokens, num_beams) == (5, 3)
         return [f"{int(clip[0].max())} to {int(clip[-1].max())}" for clip in clips]
 
 
-def test_clips_are_played_backwards_in_batches_and_damaged_ones_left_out(monkeypatch):
-    from video.workers import Failure
+class EchoWorkers:
+    """Gives clips whose frames become brighter, and one that cannot be decoded."""
 
-    class Decoder:
-        def __init__(self, jobs, *_, **__):
-            self.jobs = jobs
+    def read_clips(self, paths, transform, frames):
+        for clip_id, path in paths:
+            clip = torch.stack([torch.full((3, 2, 2), 10 * i + int(clip_id)) for i in range(frames)])
+            yield Decoded(clip_id, None, "no frames") if path is None else Decoded(clip_id, clip)
 
-        def __enter__(self):
-            return self
 
-        def __exit__(self, *_):
-            pass
-
-        def __iter__(self):
-            for clip_id, path in self.jobs:
-                if path is None:
-                    yield clip_id, Failure("no frames")
-                else:
-                    yield clip_id, torch.stack([torch.full((3, 2, 2), 10 * i + int(clip_id)) for i in range(4)])
-
-    monkeypatch.setattr(grounding, "ClipDecoder", Decoder)
-    checks = []
-    videos = {"1": "a", "2": None, "3": "b", "4": "c"}
-    found = grounding.reversed_captions(EchoCaptioner(), videos, 2, 5, 1, 9.0, lambda: checks.append(1))
-    assert found == {"1": "31 to 1", "3": "33 to 3", "4": "34 to 4"} and len(checks) == 4
+def test_clips_are_played_backwards_in_batches_in_order_and_damaged_ones_left_out():
+    videos = {"4": "a", "2": None, "3": "b", "1": "c"}
+    settings = {"batch_size": 2, "max_new_tokens": 5, "num_beams": 3}
+    found = grounding.reversed_captions(EchoCaptioner(), videos, EchoWorkers(), **settings)
+    assert list(found.items()) == [("4", "34 to 4"), ("3", "33 to 3"), ("1", "31 to 1")]
 
 
 def test_a_flip_counts_only_where_the_action_has_an_opposite(tmp_path):

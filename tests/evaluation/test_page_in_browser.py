@@ -76,6 +76,7 @@ def folder(tmp_path_factory):
             {"id": "long", "video": "long.webm", "segments": segments, "tracks": "long.vtt"},
             {"id": "failed", "error": "no frames could be decoded", "prediction": None},
             {"id": "gone", "video": "gone.webm", "prediction": "x"},
+            {"id": "cut", "prediction": "moving up", "warning": "cut off: 29 of 33 frames could be decoded"},
         ],
     )
     return folder
@@ -301,12 +302,16 @@ def test_the_timeline_seeks_and_marks_the_caption_of_the_moment(visit):
     assert page.locator(".timeline .now").count() == page.locator(".segments .now").count() == 1
 
 
-def test_failed_clips_and_missing_videos_say_so(visit):
+def test_failed_clips_warnings_and_missing_videos_say_so(visit):
     page = visit("long.html", may_fail="ERR_FILE_NOT_FOUND")
     failed, gone = page.locator("#cards .card").nth(1), page.locator("#cards .card").nth(2)
     assert failed.locator(".badge").text_content() == "✕ failed" and failed.locator(".prediction-line").is_hidden()
     assert failed.locator(".error").text_content() == "No caption: no frames could be decoded"
     assert failed.locator(".blank").text_content() == "No video"
+    cut = page.locator("#cards .card").nth(3)
+    assert cut.locator(".prediction").text_content() == "moving up" and cut.locator(".warning").is_visible()
+    assert cut.locator(".warning").text_content() == "cut off: 29 of 33 frames could be decoded"
+    assert cut.locator(".error").is_hidden() and failed.locator(".warning").is_hidden()
     gone.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('.blank')[2].textContent.includes('gone.webm')")
     assert gone.locator("video").is_hidden()
@@ -337,6 +342,10 @@ def luminance(colour):
 def test_colours_follow_the_system_and_can_be_read(visit, scheme, dark):
     page = visit(color_scheme=scheme)
     assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.1) == dark
+    # The curves' texts are in --dim as .says is, and their lines in colours of the same kind: see test_report.py.
+    assert page.evaluate("getComputedStyle(document.querySelector('.curves text')).fill") == page.evaluate(
+        "getComputedStyle(document.querySelector('#cards .says')).color"
+    )
     for part in (".badge.exact", ".badge.template", ".badge.wrong", ".prediction", ".says", ".template-name", ".score"):
         ink = luminance(page.evaluate(f"getComputedStyle(document.querySelector('#cards {part}')).color"))
         ground = luminance(page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor"))

@@ -1,12 +1,15 @@
 import html.parser
 import json
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import dataset
 from evaluation import report
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"quoted\" 'too' {{ 7 * 7 }}"
@@ -90,9 +93,11 @@ def test_a_clip_with_many_references_shows_five_and_counts_the_rest(tmp_path):
     assert clips[0]["references"] == ["r0", "r1", "r2", "r3", "r4"] and clips[0]["unseen"] == 9
 
 
-def test_a_failed_clip_is_no_caption(tmp_path):
-    _, _, clips = page_of(tmp_path, [{"id": "1", "prediction": None, "error": "no frames"}])
-    assert clips[0]["error"] == "no frames" and "prediction" not in clips[0]
+def test_a_failed_clip_has_no_caption_and_one_with_a_warning_keeps_its_own(tmp_path):
+    failed = {"id": "1", "prediction": None, "error": "no frames"}
+    _, _, clips = page_of(tmp_path, [failed, {"id": "2", "prediction": "moving up", "warning": "cut off"}])
+    assert clips[0]["error"] == "no frames" and "prediction" not in clips[0] and "warning" not in clips[0]
+    assert clips[1]["prediction"] == "moving up" and clips[1]["warning"] == "cut off" and "error" not in clips[1]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_the_page_carries_the_text_of_its_tracks(tmp_path):
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):
-    text, parsed, _ = page_of(tmp_path, [{"id": "1"}], history=[{"epoch": 1, "train_loss": 1.0}], scores={"CIDEr": 1.0})
+    text, parsed, _ = page_of(tmp_path, [{"id": "1"}], history=HISTORY, scores=[{"name": "CIDEr", "value": 1.0}])
     assert "http://" not in text and "https://" not in text and "@import" not in text
     assert parsed.elements.count("link") == 1 and '<link rel="icon" href="data:,">' in text
 
@@ -161,14 +166,6 @@ def test_scores_show_value_and_interval_and_say_what_is_missing():
     ]
 
 
-def test_scores_may_be_a_dict():
-    (group,) = report._score_groups({"exact": (0.5, 0.4, 0.6), "CIDEr": 1.0})
-    assert [(row["name"], row["text"], row["interval"]) for row in group["rows"]] == [
-        ("exact", "0.500", "0.400 – 0.600"),
-        ("CIDEr", "1.000", ""),
-    ]
-
-
 def test_bars_of_one_group_share_a_scale_and_groups_keep_their_order():
     groups = report._score_groups(
         [{"name": "a", "value": 2.0, "low": 1.0, "high": 4.0, "group": "G"}, {"name": "b", "value": 0.5, "group": "H"}]
@@ -191,61 +188,90 @@ def test_cider_does_not_squeeze_the_bars_of_rates_beside_it():
 
 # ---- curves ----
 
-
-@pytest.mark.parametrize(
-    ("low", "high", "most", "whole", "ticks"),
-    [
-        (0.6, 2.3, 5, False, [0.5, 1.0, 1.5, 2.0, 2.5]),
-        (1, 10, 8, True, [0, 2, 4, 6, 8, 10]),
-        (1, 3, 8, True, [1, 2, 3]),
-        (0.001, 0.0042, 5, False, [0.001, 0.002, 0.003, 0.004, 0.005]),
-        (5, 5, 8, True, [4, 5, 6]),
-        (0, 0, 5, False, [-1.0, -0.5, 0.0, 0.5, 1.0]),
-    ],
-)
-def test_ticks_are_round_and_enclose_the_values(low, high, most, whole, ticks):
-    assert report._ticks(low, high, most, whole) == ticks
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "val_loss": 1.0, "CIDEr": None},
+    {"epoch": 2, "train_loss": math.nan, "CIDEr": 0.5},
+    {"epoch": 3, "train_loss": 1.0, "val_loss": 1.5, "CIDEr": 1.0},
+]
 
 
-def test_curves_lie_between_their_ticks_and_leave_out_what_is_not_a_number():
-    history = [
-        {"epoch": 1, "train_loss": 2.0, "val_loss": 1.0, "CIDEr": None},
-        {"epoch": 2, "train_loss": math.nan, "CIDEr": 0.5},
-        {"epoch": 3, "train_loss": 1.0, "val_loss": 1.5, "CIDEr": 1.0},
+def curves_of(tmp_path, history):
+    text, _, _ = page_of(tmp_path, [], history=history)
+    return ElementTree.fromstring(re.sub("xlink:", "", re.search("<svg.*?</svg>", text, re.DOTALL)[0]))
+
+
+def test_the_pages_curves_say_what_they_show_and_follow_its_width_and_theme(tmp_path):
+    svg = curves_of(tmp_path, HISTORY)
+    assert svg.get("role") == "img"
+    assert svg.get("aria-label") == "By epoch: train loss 2 to 1; val loss 1 to 1.5; CIDEr 0.5 to 1"
+    assert svg.get("viewBox")
+    texts = {element.text for element in svg.iter("text")}  # text, which a browser finds and reads out
+    assert {"epoch", "loss", "CIDEr", "training", "validation", "1", "2", "3"} <= texts
+    styles = " ".join(element.get("style", "") for element in svg.iter())
+    colours = set(re.findall(r"(?:fill|stroke): (?!none)(\S+?)(?:;|\s|$)", styles))
+    assert colours == {"var(--dim)", "var(--first)", "var(--second)", "var(--exact)"}
+
+
+def test_curves_leave_out_what_is_not_a_number_and_what_has_no_value(tmp_path):
+    drawn = [
+        len(element.get("d").split("L"))
+        for element in curves_of(tmp_path, HISTORY).iter("path")
+        if re.search(r"fill: none;.* stroke: var\(--(first|second|exact)\)", element.get("style", ""))
     ]
-    loss, cider = report._charts(history)
-    assert [(line["name"], line["points"]) for line in loss["lines"]] == [
-        ("train", "44.0,12.0 426.0,190.0"),
-        ("validation", "44.0,190.0 426.0,101.0"),
-    ]
-    assert loss["label"] == "Loss by epoch: train 2 to 1; validation 1 to 1.5"
-    assert [text for _, text in loss["x_ticks"]] == ["1", "2", "3"]
-    assert [dot[2] for dot in cider["lines"][0]["dots"]] == ["CIDEr, epoch 2: 0.5", "CIDEr, epoch 3: 1"]
+    assert sorted(drawn) == [2, 2, 2, 3, 3]  # of each curve two points; in the legend two lines have three
+    assert "CIDEr" not in {e.text for e in curves_of(tmp_path, [{"epoch": 1, "train_loss": 1.0}]).iter("text")}
+    for history in ([], [{"epoch": 1, "train_loss": math.nan}]):
+        assert "<svg" not in page_of(tmp_path, [], history=history)[0]
 
 
-def test_a_history_without_numbers_draws_no_chart():
-    assert report._charts([]) == report._charts([{"epoch": 1, "train_loss": math.nan}]) == []
+def test_two_curves_in_one_document_share_no_id_that_means_two_things(tmp_path):
+    names = {}
+    for history in (HISTORY, HISTORY[2:], [{"epoch": e, "CIDEr": e / 3} for e in range(20)]):
+        for element in curves_of(tmp_path, history).iter():
+            if name := element.get("id"):
+                assert (
+                    names.setdefault(name, ElementTree.tostring(element).strip())
+                    == ElementTree.tostring(element).strip()
+                )
+    assert len(names) > 3
 
 
 def coloured(path, hue):
-    """How many pixels have the colour of a curve (matplotlib's tab:blue, tab:orange, tab:green)."""
+    """How many pixels have the colour of a curve (training, validation, CIDEr)."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.abs(pixels - hue).sum(-1) < 20).sum())
 
 
 def test_losses_png_draws_each_curve_that_has_values(tmp_path):
-    history = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "CIDEr": e / 3} for e in (1, 2, 3)]
-    report.save_curves(tmp_path / "losses.png", history)
-    assert all(coloured(tmp_path / "losses.png", hue) > 500 for hue in ((31, 119, 180), (255, 127, 14), (44, 160, 44)))
+    train, validation, cider = (0x1D, 0x62, 0xB5), (0xB2, 0x56, 0x1A), (0x0A, 0x73, 0x50)
+    report.save_curves(tmp_path / "losses.png", HISTORY)
+    assert all(coloured(tmp_path / "losses.png", hue) > 500 for hue in (train, validation, cider))
     report.save_curves(tmp_path / "losses.png", [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}])
-    assert coloured(tmp_path / "losses.png", (31, 119, 180)) > 500
-    assert coloured(tmp_path / "losses.png", (255, 127, 14)) == coloured(tmp_path / "losses.png", (44, 160, 44)) == 0
+    assert coloured(tmp_path / "losses.png", train) > 500
+    assert coloured(tmp_path / "losses.png", validation) == coloured(tmp_path / "losses.png", cider) == 0
 
 
-def test_losses_png_of_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path):
-    history = [{"epoch": 1, "train_loss": 2.0, "val_loss": None}]
+def test_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path):
     for name in ("a.png", "b.png"):
-        report.save_curves(tmp_path / name, history)
+        report.save_curves(tmp_path / name, HISTORY)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert page_of(tmp_path, [], history=HISTORY)[0] == page_of(tmp_path, [], history=HISTORY)[0]
     report.save_curves(tmp_path / "none.png", [])
-    assert Image.open(tmp_path / "none.png").size == (1050, 600)
+    assert Image.open(tmp_path / "none.png").size[0] > 500
+
+
+# ---- the gallery ----
+
+
+def test_the_gallery_points_at_the_videos_or_at_copies_of_them(tmp_path):
+    layout = dataset.Layout(tmp_path / "data")
+    layout.videos.mkdir(parents=True)
+    (layout.videos / "1.webm").write_bytes(b"video")
+    rows = [{"id": "1", "prediction": "x", "CIDEr": 2.0}, {"id": "2", "prediction": "y"}]
+    page = tmp_path / "results" / "index.html"
+    found = report.gallery(rows, layout, page)
+    assert found[0]["video"] == "../data/20bn-something-something-v2/1.webm" and found[0]["score"] == 2.0
+    assert found[1]["video"] is None
+    found = report.gallery(rows, layout, page, tmp_path / "results" / "videos")
+    assert found[0]["video"] == "videos/1.webm"
+    assert (tmp_path / "results" / "videos" / "1.webm").read_bytes() == b"video"

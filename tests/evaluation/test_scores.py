@@ -5,8 +5,7 @@ import json
 import pytest
 
 import dataset
-from evaluation import ngrams as metrics
-from evaluation import scores
+from evaluation import ngrams, scores
 from evaluation.scores import Scorer
 from tests import tiny
 
@@ -18,9 +17,7 @@ def world(tmp_path_factory):
     return dataset.read_ready(data, "validation"), dataset.Layout(data)
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    monkeypatch.setenv("PATH", "")
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 def right(records):
@@ -33,7 +30,7 @@ def test_right_captions_have_full_scores_and_each_clip_its_outcome(world):
     assert result["ssv2"]["exact_match"] == result["ssv2"]["template_accuracy"] == 1.0
     assert [row["outcome"] for row in result["predictions"]] == ["exact"] * 5
     assert [row["template"] for row in result["predictions"]] == [record["template"] for record in records]
-    alone = metrics.ngram_scores(right(records), {record["id"]: record["label"] for record in records})
+    alone = ngrams.ngram_scores(right(records), {record["id"]: record["label"] for record in records})
     assert result["metrics"] == alone.metrics and result["intervals"] == alone.intervals
     assert json.loads(json.dumps(result)) == result
 
@@ -55,7 +52,7 @@ def test_reversed_clips_are_scored_beside_the_same_clips_forwards(world):
     references = {record["id"]: record["label"] for record in records}
     few = {clip_id: references[clip_id] for clip_id in moved}
     for name, captions in (("reversed", backwards), ("forwards", {key: predictions[key] for key in moved})):
-        assert found[f"CIDEr_{name}"] == metrics.ngram_scores(captions, few).metrics["CIDEr"]
+        assert found[f"CIDEr_{name}"] == ngrams.ngram_scores(captions, few).metrics["CIDEr"]
     assert found["reversal_flips"] == 1.0 and found["reversed_clips"] == len(moved) > 0
     assert "CIDEr_shuffled" not in found
     rows = scores.table({**scorer.scores(predictions), "grounding": found})
@@ -68,6 +65,16 @@ def test_the_table_says_where_a_score_is_missing_or_of_another_tokenizer(world):
     records, layout = world
     rows = scores.table(Scorer(records, layout).scores(right(records)))
     notes = {row["name"]: row["note"] for row in rows}
-    assert "Java was not found" in notes["METEOR"] and metrics.PLAIN in notes["Bleu_1"] and notes["CIDEr"] is None
-    java = {"tokenizer": metrics.PTB, "notes": [], "metrics": {"Bleu_1": 0.5, "METEOR": None}, "intervals": {}}
+    assert "Java was not found" in notes["METEOR"] and ngrams.PLAIN in notes["Bleu_1"] and notes["CIDEr"] is None
+    java = {"tokenizer": ngrams.PTB, "notes": [], "metrics": {"Bleu_1": 0.5, "METEOR": None}, "intervals": {}}
     assert [row["note"] for row in scores.table(java)] == [None, "left out"]
+
+
+def test_each_caption_of_a_page_has_its_outcome_where_the_templates_are_at_hand(world, tmp_path):
+    _, layout = world
+    label = ["moving a red ball up"]
+    captions = {"a": ("moving a red ball up", label), "b": ("moving a cup up", label), "c": ("a cat", label)}
+    found = scores.outcomes(captions, layout.data)
+    assert {key: clip["outcome"] for key, clip in found.items()} == {"a": "exact", "b": "template", "c": "wrong"}
+    assert {clip["template"] for clip in found.values()} == {"Moving [something] up"}
+    assert scores.outcomes(captions, tmp_path) == scores.outcomes({}, layout.data) == {}

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from evaluation.ssv2 import Reading, TemplateReader, as_text, objects_found, template_key, words
+from evaluation.ssv2 import Reading, TemplateReader, as_text, objects_found, ssv2_scores, template_key, words
+from runtime.files import UserError
 
 TEMPLATES = [
     "Approaching [something] with your camera",
@@ -205,3 +206,78 @@ def test_words_and_keys_ignore_case_punctuation_brackets_and_spacing():
 )
 def test_objects_are_found_as_whole_words_each_once(wanted, said, expected):
     assert objects_found(wanted, said) == expected
+
+
+# ---- scores ----
+
+ON, ONTO, UP = "Putting [something] on a surface", "Putting [something] onto [something]", "Moving [something] up"
+SOFT, SUBSTANCE = "Poking a hole into [something soft]", "Poking a hole into [some substance]"
+RECORDS = {
+    "a": {"label": ["putting red cup on a surface"], "template": ON, "placeholders": ["red cup"]},
+    "b": {"label": ["putting pen onto box"], "template": ONTO, "placeholders": ["pen", "box"]},
+    "c": {"label": ["putting pen onto box"], "template": ONTO, "placeholders": ["pen", "box"]},
+    "d": {"label": ["moving cup up", "a cup goes up"], "template": UP, "placeholders": ["cup"]},
+    "e": {"label": "moving cup up", "template": UP, "placeholders": ["cup"]},
+    "f": {"label": ["poking a hole into bread"], "template": SOFT, "placeholders": ["bread"]},
+    "g": {"label": ["moving up cup on a surface"], "template": UP, "placeholders": None},
+    "h": {"label": ["a cat"]},
+}
+SAID = {
+    "a": "Putting  red cup on a surface.",  # exact: case, spacing and punctuation aside
+    "b": "putting pen onto table",  # the template, and one object of two
+    "c": "putting pen and box on a surface",  # another template, both objects
+    "d": "a cup goes up",  # exact by its second reference
+    "e": "a thing goes up, a cup",  # no template; the object is in the caption
+    "f": "poking a hole into butter",  # fits two templates alike
+    "g": "moving up cup on a surface",  # exact, though its text fits no template of the reader
+    "h": "a dog",
+}
+
+
+def test_ssv2_scores_are_those_counted_by_hand():
+    scores = ssv2_scores(SAID, RECORDS, TemplateReader([ON, ONTO, UP, SOFT, SUBSTANCE]))
+    assert scores["clips"] == 8
+    assert scores["exact_match"] == 3 / 8  # a, d, g
+    assert scores["template_accuracy"] == 5 / 7  # a, b, d, f, g of the seven with a template
+    assert scores["no_template"] == 2 / 8  # e, h
+    assert scores["object_accuracy"] == 6 / 8  # a 1/1, b 1/2, c 2/2, d 1/1, e 1/1, f 0/1
+    outcomes = ["exact", "template", "wrong", "exact", "wrong", "template", "exact", None]
+    assert [scores["per_clip"][key]["outcome"] for key in SAID] == outcomes
+    assert [scores["per_clip"][key]["objects"] for key in SAID] == [1.0, 0.5, 1.0, 1.0, 1.0, 0.0, None, None]
+    assert scores["per_clip"]["c"]["read_template"] == ON and scores["per_clip"]["h"]["template"] is None
+    assert scores["confused"] == [[UP, None, 1], [ONTO, ON, 1]]
+    assert list(scores["per_template"]) == sorted([ON, ONTO, UP, SOFT])
+    onto = scores["per_template"][ONTO]
+    assert (onto["clips"], onto["exact_match"], onto["template_accuracy"], onto["object_accuracy"]) == (
+        2,
+        0.0,
+        0.5,
+        0.75,
+    )
+    for name, (low, high) in scores["intervals"].items():
+        assert 0 <= low <= scores[name] <= high <= 1 and low < high
+
+
+def test_labels_json_without_brackets_scores_the_same():
+    reader = TemplateReader([ON, ONTO, UP, SOFT, SUBSTANCE])
+    bare = TemplateReader([text.replace("[", "").replace("]", "") for text in (ON, ONTO, UP, SOFT, SUBSTANCE)])
+    assert ssv2_scores(SAID, RECORDS, bare) == ssv2_scores(SAID, RECORDS, reader)
+
+
+def test_confused_pairs_are_the_most_frequent_first_and_at_most_twenty():
+    templates = [f"Turning [something] {number}" for number in "abcdefghijklmnopqrstuvwxyz"]
+    records = {str(i): {"label": "x", "template": text, "placeholders": ["p"]} for i, text in enumerate(templates)}
+    records |= {f"{key}+": record for key, record in list(records.items())[5:7]}
+    said = {key: "turning p a" for key in records}
+    confused = ssv2_scores(said, records, TemplateReader(templates))["confused"]
+    assert len(confused) == 20 and [count for *_, count in confused[:3]] == [2, 2, 1]
+    assert confused[0] == [templates[5], templates[0], 2]
+
+
+def test_scores_without_templates_or_objects_are_none_and_not_zero():
+    scores = ssv2_scores({"h": "a cat"}, RECORDS, TemplateReader([]))
+    assert scores["exact_match"] == 1.0 and scores["no_template"] == 0.0
+    assert scores["template_accuracy"] is None and scores["intervals"]["template_accuracy"] is None
+    assert scores["object_accuracy"] is None and scores["confused"] == [] and scores["per_template"] == {}
+    with pytest.raises(UserError, match="no annotation"):
+        ssv2_scores({"z": "a cat"}, RECORDS, TemplateReader([]))
