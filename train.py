@@ -348,11 +348,11 @@ def make_captioner(
         cache.check_same_features(config["features"], layout.features, path, config.get("published", False))
         if note := checkpoint.check_llm(config, lm, args.llm, path):
             context.print_main(f"note: {note}")
-        if config["caption_space"] == args.published_captions:
-            change = "leave out" if args.published_captions else "add"
-            raise UserError(f"{path} was trained with captions tokenized the other way: {change} --published-captions")
+        if args.published_captions and config["caption_space"]:
+            raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
         checkpoint.load_weights(qformer, saved.weights, path)
-    config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": not args.published_captions}
+    space = saved.config["caption_space"] if saved else not args.published_captions
+    config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
     return VideoCaptioner(lm, tokenizer, qformer.to(context.device), config=config)
 
 

@@ -116,12 +116,12 @@ def test_only_the_qformer_learns_and_the_loss_falls(data, models, tmp_path):
 
 def test_the_best_checkpoint_is_never_replaced_by_a_worse_one(data, models, tmp_path, monkeypatch):
     scores = iter([0.1, 0.5, 0.2])
-    monkeypatch.setattr(train.metrics, "cider", lambda *_: next(scores))
+    monkeypatch.setattr(train.ngrams, "cider", lambda *_: next(scores))
     run_train(data, models, tmp_path, epochs=3)
     best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)
     assert best["epoch"] == 2 and best["progress"]["history"][-1]["CIDEr"] == 0.5
     (tmp_path / "checkpoint.pt").unlink()  # another run in the same place, and a worse one
-    monkeypatch.setattr(train.metrics, "cider", lambda *_: 0.4)
+    monkeypatch.setattr(train.ngrams, "cider", lambda *_: 0.4)
     run_train(data, models, tmp_path, epochs=1)
     assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 2
 
