@@ -5,6 +5,7 @@ A video that cannot be captioned is listed with its reason, and the run goes on;
 """
 
 import argparse
+import contextlib
 import os
 import random
 import time
@@ -22,6 +23,7 @@ from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 from video import gif, subtitles
 from video import paths as videos
+from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
 from video.windows import check_window, read_windows
 from video.workers import Decoded, Workers
@@ -45,6 +47,7 @@ class Clip:
     decoded: list[Decoded] = field(default_factory=list)  # the clip or its windows, without their frames
     captions: list[str | None] = field(default_factory=list)  # one for each of these
     error: str | None = None  # why there is no caption at all
+    shown: int = 0  # segments that are on the screen
 
     @property
     def windows(self) -> list[tuple[float, float]]:
@@ -97,14 +100,16 @@ def main(argv: list[str] | None = None) -> int:
         try:
             with Interrupts(at_once=True):
                 caption_clips(captioner, clips, args, workers, results)
+                results.write()
         except Interrupted as stop:
-            results.write()
+            results.write_texts()
             done = sum(clip.is_done for clip in clips)
             print(f"{stop}: {done:,} of {len(clips):,} videos are done; their captions are in {folder}")
             return stop.code
-        finally:
-            results.save()  # whatever ends the run, no caption is lost
-    results.write()
+        except OSError:  # a full disk, say: there may be room for the captions
+            with contextlib.suppress(OSError):
+                results.write_texts()
+            raise
     failed = sum(clip.error is not None for clip in clips)
     print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
     return 1 if failed == len(clips) else 0
@@ -180,51 +185,53 @@ def caption_clips(
     captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, workers: Workers, results: "Results"
 ) -> None:
     """Decode in workers, caption in batches, and tell and save each video's captions when it is done."""
-    encoder = captioner.encoder
+    look = (captioner.encoder.transform, captioner.encoder.frames)
     paths = [(clip, clip.path) for clip in clips if not clip.error]
     for clip in clips:
         if clip.error:
             tell(clip)
     if args.window:
-        look = (encoder.transform, encoder.frames, args.window, args.stride)
-        decoded = read_windows(workers, paths, *look)
+        decoded = read_windows(workers, paths, *look, args.window, args.stride)
     else:
-        decoded = workers.read_clips(paths, encoder.transform, encoder.frames)
+        decoded = workers.read_clips(paths, *look)
     settings = (args.batch_size, args.max_new_tokens, args.num_beams)
     with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
         for part, caption in captioner.caption_decoded(decoded, *settings):
             part.key.add(part, caption)
             bar.update()
-            if part.key.is_done:
-                tell(part.key)
-                results.save_sometimes()
+            tell(part.key)
+            if time.monotonic() - results.saved > SAVE_EVERY:
+                results.save()
 
 
 def tell(clip: Clip) -> None:
-    """A video's captions, or why there are none, on the screen."""
+    """What is new of a video's captions, or why there are none, on the screen."""
     name = files.printable(clip.id)
     if clip.error:
         tqdm.write(f"{name}: failed: {files.printable(clip.error)}")
-        return
-    for part in clip.segments[:LINES_SHOWN]:
-        tqdm.write(f"{name} {part.start:.1f}-{part.end:.1f} s: {files.printable(part.caption)}")
-    if (more := len(clip.segments) - LINES_SHOWN) > 0:
-        tqdm.write(f"{name}: {more:,} more in {Path(clip.name).with_suffix('.srt')}")
-    if clip.warning:
-        tqdm.write(f"{name}: {clip.warning}")
-    if not clip.windows:
+    elif clip.windows:
+        tell_segments(clip)
+    else:
         answer = "".join(f"  (answer: {files.printable(text)})" for text in clip.references)
         tqdm.write(f"{name}: {files.printable(clip.prediction)}{answer}")
-        if not clip.references and (seconds := duration(clip.path)) >= LONG:
-            tqdm.write(f"{name}: {seconds:.0f} s; --window 4 captions it in parts")
+    if clip.warning and clip.is_done:
+        tqdm.write(f"{name}: {clip.warning}")
+    if clip.prediction is not None and not clip.windows and not clip.references:
+        with contextlib.suppress(VideoError):
+            if (seconds := read_duration(clip.path)) >= LONG:
+                tqdm.write(f"{files.printable(clip.path.name)}: {seconds:.0f} s; --window 4 captions it in parts")
 
 
-def duration(path: Path) -> float:
-    """Seconds of a video that has just been read; 0 where they cannot be told."""
-    try:
-        return probe(path).duration
-    except VideoError:
-        return 0.0
+def tell_segments(clip: Clip) -> None:
+    """The segments that ended with the window that came last: the one that goes on may become longer."""
+    name, captions = files.printable(clip.id), clip.captions
+    if clip.shown < LINES_SHOWN and (clip.is_done or captions[-2:-1] != captions[-1:]):
+        ended = clip.segments if clip.is_done else clip.segments[:-1]
+        for part in ended[clip.shown : LINES_SHOWN]:
+            tqdm.write(f"{name} {part.start:.1f}-{part.end:.1f} s: {files.printable(part.caption)}")
+        clip.shown = max(clip.shown, min(len(ended), LINES_SHOWN))
+    if clip.is_done and (more := len(clip.segments) - LINES_SHOWN) > 0:
+        tqdm.write(f"{name}: {more:,} more in {Path(clip.name).with_suffix('.srt')}")
 
 
 # ---- results ----
@@ -240,11 +247,6 @@ class Results:
     args: argparse.Namespace
     made_by: dict[str, str | None]
     saved: float = 0.0  # when results.json was written last
-
-    def save_sometimes(self) -> None:
-        """results.json while captions are still being made, now and then."""
-        if time.monotonic() - self.saved > SAVE_EVERY:
-            self.save()
 
     def save(self) -> None:
         """results.json: the captions of all clips so far."""
@@ -264,9 +266,7 @@ class Results:
 
     def row(self, clip: Clip) -> dict[str, Any]:
         """A clip as results.json lists it; the video as the page finds it."""
-        copied = self.args.copy_videos or clip.path.resolve().parent == self.folder.resolve()
-        page = self.folder / "index.html"
-        video = clip.name if copied else report.relative(clip.path, page)
+        video = clip.name if self.args.copy_videos else report.relative(clip.path, self.folder / "index.html")
         row: dict[str, Any] = {
             "id": clip.id,
             "prediction": clip.prediction,
@@ -282,13 +282,9 @@ class Results:
         return row
 
     def write(self) -> None:
-        """Everything; first results.json and subtitles, which are there then if copies should fill the disk."""
-        self.save()
-        done = [clip for clip in self.clips if clip.decoded and not clip.error]
-        for clip in done:
-            if clip.windows:
-                self.write_subtitles(clip)
-        for clip in done:
+        """Everything; videos and GIFs last: where they fill the disk, the captions are there."""
+        self.write_texts()
+        for clip in self.captioned:
             if self.args.copy_videos and (copy := self.folder / clip.name).resolve() != clip.path.resolve():
                 files.copy(clip.path, copy)
             if self.args.gif:
@@ -296,7 +292,19 @@ class Results:
                     write_gif(clip, self.folder)
                 except (VideoError, UserError) as error:
                     print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
+
+    def write_texts(self) -> None:
+        """results.json, the subtitles and the page of what is captioned so far."""
+        self.save()
+        for clip in self.captioned:
+            if clip.windows:
+                self.write_subtitles(clip)
         self.write_page()
+
+    @property
+    def captioned(self) -> list[Clip]:
+        """The clips with a caption, or with some of their windows'."""
+        return [clip for clip in self.clips if clip.decoded and not clip.error]
 
     def write_subtitles(self, clip: Clip) -> None:
         """A windowed video's captions as .srt, .vtt and .json."""

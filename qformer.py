@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from models import checkpoint, pretrained
+from models import checkpoint
 from models import language_model as language
 from models.video_files import CaptionsFiles
 from runtime.files import UserError
@@ -160,10 +160,9 @@ class VideoCaptioner(
         super().__init__()
         self.lm = lm.eval().requires_grad_(False)
         self.tokenizer, self.qformer, self.prompt = tokenizer, qformer, prompt
-        self.config = {"llm": None, "features": None, "caption_space": True, **(config or {})}
-        if self.config["llm"]:
-            self.config["llm"] = checkpoint.keep(self.config["llm"])
-        self.config |= {"llm_weights": language.fingerprint(lm), "prompt": prompt, "qformer": qformer.config}
+        self.config = {"llm": None, "features": None, "caption_space": True, **(config or {}), "prompt": prompt}
+        self.config |= {"llm_weights": language.fingerprint(lm), "qformer": qformer.config}
+        self.config["llm"] = self.config["llm"] and checkpoint.keep(self.config["llm"])
         self.eos_id = language.eos_id(tokenizer, lm)
         self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
         # generate() takes what it is not told from here, and folders of instruct models ask for sampling and more.
@@ -222,10 +221,9 @@ class VideoCaptioner(
         """[BOS | visual tokens | prompt] as embeddings: (B, N, D) -> (B, P, C)."""
         visual = self.qformer(features, mask)  # (B, Q, C)
         ids = torch.tensor(self.bos_ids + self.prompt_ids, dtype=torch.long, device=self.device)
-        bos, prompt = (
-            self.lm.get_input_embeddings()(ids).expand(len(visual), -1, -1).tensor_split([len(self.bos_ids)], dim=1)
-        )
-        return torch.cat([bos, visual.to(prompt.dtype), prompt], dim=1)
+        text = self.lm.get_input_embeddings()(ids).expand(len(visual), -1, -1)
+        bos, prompt = text.tensor_split([len(self.bos_ids)], dim=1)
+        return torch.cat([bos, visual.to(text.dtype), prompt], dim=1)
 
     def loss(
         self,
@@ -298,24 +296,17 @@ class VideoCaptioner(
         Raises: files.UserError where the checkpoint or the language model does not load, or they do not fit.
         """
         saved = checkpoint.read(path)
-        config = {**saved.config, "llm": llm or checkpoint.resolve(saved.config["llm"], path)}
-        if config["features"]:  # the encoder may be gone: not everyone needs it
-            name = encoder or pretrained.find(config["features"].get("encoder", ""), Path(path))
-            config["features"] = {**config["features"], "encoder": name}
+        config = checkpoint.with_models(saved.config, path, llm, encoder)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         lm, tokenizer = language.load(config["llm"], device)
         note = checkpoint.check_llm(config, lm, config["llm"], path)
         if note and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
             print(f"note: {note}", file=sys.stderr)
         try:
-            qformer = QFormer(**config["qformer"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the checkpoint: the Q-Former's config in {path} is damaged ({error})") from None
-        try:
-            captioner = cls(lm, tokenizer, qformer, config["prompt"], config)
+            captioner = cls(lm, tokenizer, QFormer(**config["qformer"]), config["prompt"], config)
         except ValueError as error:
             raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
-        if captioner.max_caption_tokens is not None and captioner.max_caption_tokens < 1:
+        if (room := captioner.max_caption_tokens) is not None and room < 1:
             raise UserError(f"{path} does not fit the language model {config['llm']}: it has too few positions")
         checkpoint.load_weights(captioner.qformer, saved.weights, path)
         captioner.qformer.to(device)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import dataset
 from dataset import Step, plan_epoch, usable_records
 from evaluation import ngrams
-from evaluation.captioning import SplitReader, features_on_device
+from evaluation.captioning import SplitReader, to_device
 from features import cache
 from features.reader import feature_batches
 from models import checkpoint, language_model
@@ -191,7 +191,7 @@ def train_epoch(run: Run) -> None:
             if context.world_size == 1:  # many ranks stop together, at the end of a step
                 run.interrupts.check()
             if clips := context.shard(batch):
-                features = features_on_device(captioner, next(batches), folder)  # (B, N, D)
+                features = to_device(captioner, next(batches), folder)  # (B, N, D)
                 captions = [captions for _, captions in clips]
                 part = captioner.loss(features, captions, [1 / step.captions] * sum(map(len, captions)))
                 part.backward()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Record
+from dataset import Layout, Record
 from features import cache
 from features.reader import feature_batches
 from qformer import VideoCaptioner
+from runtime import files
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 
@@ -30,19 +31,20 @@ class SplitReader:
         context: DistributedContext,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.captioner, self.folder, self.records, self.context, self.check = captioner, folder, records, context, check
+        self.captioner, self.folder, self.records = captioner, folder, records
+        self.context, self.check = context, check
         mine = context.shard(records)
         self.parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     def batches(self, desc: str, sources: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
-        """Records and their features (B, N, D); `sources` gives a clip another's features (by id)."""
+        """Records and their features (B, N, D); `sources` gives a clip another's features (id to id)."""
         ids = [[(sources or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
         loader = feature_batches(self.folder, ids, pin=self.captioner.device.type == "cuda")
         clips = sum(map(len, self.parts))
         with tqdm(total=clips, desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
             for part, packed in zip(self.parts, loader, strict=True):
                 self.check()
-                yield part, features_on_device(self.captioner, packed, self.folder)
+                yield part, to_device(self.captioner, packed, self.folder)
                 bar.update(len(part))
 
     def captions(
@@ -57,16 +59,17 @@ class SplitReader:
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
-        """Of each clip, whose features are read once: the loss of its first caption, and a caption.
+        """Validation in one read of the features: the loss, and all ranks' captions by clip id, in the records' order.
 
-        Returns the mean loss over clips, in nats a token, and all ranks' captions by clip id.
+        The loss is the mean over clips of the loss of each one's first caption, in nats a token.
         """
         self.captioner.eval()
         found = {}
         for part, features in self.batches("validation"):
-            losses = self.captioner.per_caption_nll(features, [record["label"][0] for record in part]).tolist()
+            losses = self.captioner.per_caption_nll(features, [record["label"][0] for record in part])
             texts = self.captioner.generate(features, max_new_tokens)
-            found.update(zip((record["id"] for record in part), zip(losses, texts, strict=True), strict=True))
+            pairs = zip(losses.tolist(), texts, strict=True)
+            found.update(zip((record["id"] for record in part), pairs, strict=True))
         found = self.gathered(found)
         loss = math.fsum(loss for loss, _ in found.values()) / len(found)
         return loss, {clip_id: text for clip_id, (_, text) in found.items()}
@@ -77,7 +80,7 @@ class SplitReader:
         return {record["id"]: merged[record["id"]] for record in self.records}
 
 
-def features_on_device(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
+def to_device(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
     """Features (B, N, D) on the captioner's device, dequantized there."""
     wanted = captioner.qformer.config["visual_dim"]
     if packed.values.shape[-1] != wanted:
@@ -94,3 +97,22 @@ def shuffled(records: list[Record], seed: int) -> dict[str, str]:
     order = [record["id"] for record in records]
     random.Random(seed).shuffle(order)
     return dict(zip(order, order[1:] + order[:1], strict=True))
+
+
+def gallery(
+    predictions: list[dict[str, Any]], layout: Layout, page: Path, copies: Path | None = None
+) -> list[dict[str, Any]]:
+    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
+
+    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
+    """
+    from evaluation import report  # the page's libraries: training needs none of them
+
+    rows = []
+    for row in predictions:
+        video = layout.video(row["id"])
+        if video and copies:
+            files.copy(video, copies / video.name)
+            video = copies / video.name
+        rows.append({**row, "score": row.get("CIDEr"), "video": report.relative(video, page) if video else None})
+    return rows

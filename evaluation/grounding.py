@@ -6,7 +6,7 @@ still frames only captions a clip played backwards as before.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import dataset
@@ -62,13 +62,11 @@ def reversed_captions(
     max_new_tokens: int,
     num_beams: int,
     timeout: float,
-    check: Callable[[], None],
 ) -> dict[str, str]:
     """Captions of clips played backwards, by id; a video that cannot be decoded in `timeout` seconds is left out."""
 
     def backwards(clips: Iterable[Decoded]) -> Iterator[Decoded]:
         for clip in clips:
-            check()
             yield clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0))  # (T, 3, S, S)
 
     encoder = captioner.encoder

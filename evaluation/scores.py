@@ -1,15 +1,15 @@
 """All scores of a split's captions together, as evaluation.json holds them and as the table shows them."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dataset
-from evaluation import coco, grounding, report
-from evaluation import ngrams as metrics
+from evaluation import coco, grounding, ngrams
 from evaluation.bootstrap import bootstrap
 from evaluation.ssv2 import TemplateReader, ssv2_scores
-from runtime import files
 from runtime.files import UserError
 
 
@@ -34,19 +34,13 @@ class Scorer:
     def scores(self, predictions: dict[str, str], meteor: bool = True) -> dict[str, Any]:
         """The n-gram scores, SSv2's own, and each clip's: all of evaluation.json that comes from captions alone."""
         ngram = self._ngram(predictions, meteor)
-        result = {
-            "clips": len(predictions),
-            "tokenizer": ngram.tokenizer,
-            "notes": ngram.notes,
-            "metrics": ngram.metrics,
-            "intervals": dict(ngram.intervals),
-        }
+        result = {"clips": len(predictions), "tokenizer": ngram.tokenizer, "notes": ngram.notes}
+        result |= {"metrics": ngram.metrics, "intervals": dict(ngram.intervals)}
         per_clip = {}
         if self.reader is not None:
             by_id = {record["id"]: record for record in self.records}
-            ssv2 = ssv2_scores(predictions, by_id, self.reader, seed=self.seed)
-            per_clip = ssv2.pop("per_clip")
-            result["ssv2"] = ssv2
+            result["ssv2"] = ssv2_scores(predictions, by_id, self.reader, seed=self.seed)
+            per_clip = result["ssv2"].pop("per_clip")
         result["predictions"] = [
             {
                 "id": record["id"],
@@ -60,9 +54,9 @@ class Scorer:
         ]
         return result
 
-    def _ngram(self, predictions: dict[str, str], meteor: bool) -> metrics.NgramScores:
+    def _ngram(self, predictions: dict[str, str], meteor: bool = False) -> ngrams.NgramScores:
         references = {clip_id: self.references[clip_id] for clip_id in predictions}
-        return metrics.ngram_scores(predictions, references, meteor=meteor, timeout=self.timeout, seed=self.seed)
+        return ngrams.ngram_scores(predictions, references, meteor=meteor, timeout=self.timeout, seed=self.seed)
 
     def accuracies(self, actions: dict[str, dict[str, float]]) -> dict[str, Any]:
         """Top-1 and top-5 with their intervals."""
@@ -88,77 +82,72 @@ class Scorer:
         shuffled: captions of other clips' features; common: the caption that needs no clip; backwards: captions
         of reversed clips, of those alone whose action has an opposite in `pairs` (grounding.opposites).
         """
-        found: dict[str, Any] = {"intervals": {}}
+        found: dict[str, Any] = {"most_common_caption": common, "reversed_clips": len(backwards), "intervals": {}}
         # The reversed clips are some of all: their score stands beside the same clips' forwards.
-        forwards = {clip_id: predictions[clip_id] for clip_id in backwards}
-        rows = {
-            "shuffled": shuffled,
-            "most_common": dict.fromkeys(self.references, common),
-            "reversed": backwards,
-            "forwards": forwards,
-        }
+        rows = {"shuffled": shuffled, "most_common": dict.fromkeys(self.references, common), "reversed": backwards}
+        rows["forwards"] = {clip_id: predictions[clip_id] for clip_id in backwards}
         for name, captions in rows.items():
             if captions:
-                ngram = self._ngram(captions, meteor=False)
+                ngram = self._ngram(captions)
                 found[f"CIDEr_{name}"] = ngram.metrics["CIDEr"]
                 found["intervals"][f"CIDEr_{name}"] = list(ngram.intervals["CIDEr"])
-        found["most_common_caption"] = common
-        found["reversed_clips"] = len(backwards)
         if backwards and self.reader is not None:
             flipped = list(grounding.flips(backwards, self.records, pairs, self.reader).values())
             self._mean(found, "reversal_flips", flipped)
         return found
 
 
-TABLE = {  # section of evaluation.json: (group, {score: how the table names it})
-    "grounding": (
-        "does it look?",
-        {
-            "CIDEr_shuffled": "CIDEr, features shuffled between clips",
-            "CIDEr_most_common": "CIDEr, the most common training caption",
-            "CIDEr_reversed": "CIDEr, clips played backwards",
-            "CIDEr_forwards": "CIDEr, the same clips forwards",
-            "reversal_flips": "reversed clips captioned with the opposite action",
-        },
-    ),
-    "ssv2": (
-        "SSv2",
-        {
-            "exact_match": "exact match",
-            "template_accuracy": "template accuracy",
-            "object_accuracy": "object accuracy",
-            "no_template": "captions that fit no template",
-        },
-    ),
-    "actions": ("SSv2", {"top1": "action by likelihood, top 1", "top5": "action by likelihood, top 5"}),
-}
-OF_REVERSED = ("CIDEr_reversed", "CIDEr_forwards", "reversal_flips")
+REVERSED = ("CIDEr_reversed", "CIDEr_forwards", "reversal_flips")
+TABLE = [  # section of evaluation.json, score in it, the group of the table that it stands in, how the table names it
+    ("grounding", "CIDEr_shuffled", "does it look?", "CIDEr, features shuffled between clips"),
+    ("grounding", "CIDEr_most_common", "does it look?", "CIDEr, the most common training caption"),
+    ("grounding", "CIDEr_reversed", "does it look?", "CIDEr, clips played backwards"),
+    ("grounding", "CIDEr_forwards", "does it look?", "CIDEr, the same clips forwards"),
+    ("grounding", "reversal_flips", "does it look?", "reversed clips captioned with the opposite action"),
+    ("ssv2", "exact_match", "SSv2", "exact match"),
+    ("ssv2", "template_accuracy", "SSv2", "template accuracy"),
+    ("ssv2", "object_accuracy", "SSv2", "object accuracy"),
+    ("ssv2", "no_template", "SSv2", "captions that fit no template"),
+    ("actions", "top1", "SSv2", "action by likelihood, top 1"),
+    ("actions", "top5", "SSv2", "action by likelihood, top 5"),
+]
 
 
 def table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a score of evaluation.json: group, name, value, its 95 % interval (low, high; or None), note."""
 
-    def row(group: str, name: str, value: Any, interval: Any, note: str | None = None) -> dict[str, Any]:
-        low, high = interval or (None, None)
-        return {"group": group, "name": name, "value": value, "low": low, "high": high, "note": note}
+    def add(group: str, name: str, section: dict[str, Any], key: str, note: str | None = None) -> None:
+        low, high = section.get("intervals", {}).get(key) or (None, None)
+        rows.append({"group": group, "name": name, "value": section[key], "low": low, "high": high, "note": note})
 
-    rows = [row("n-gram", name, value, result["intervals"].get(name)) for name, value in result["metrics"].items()]
-    # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
-    for place in rows:
-        if place["name"] == "METEOR" and place["value"] is None:
-            place["note"] = "; ".join(result["notes"]) or "left out"
-    if result["tokenizer"] != metrics.PTB:
+    rows: list[dict[str, Any]] = []
+    ngram = {**result["metrics"], "intervals": result["intervals"]}
+    for name, value in result["metrics"].items():
+        # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
+        missing = name == "METEOR" and value is None
+        add("n-gram", name, ngram, name, ("; ".join(result["notes"]) or "left out") if missing else None)
+    if result["tokenizer"] != ngrams.PTB:
         rows[0]["note"] = f"of {result['tokenizer']}"
-    for section, (group, names) in TABLE.items():
+    if result.get("grounding"):  # the real score beside those that it has to beat
+        add("does it look?", "CIDEr", ngram, "CIDEr")
+    for section, key, group, name in TABLE:
         scores = result.get(section, {})
-        if section == "grounding" and scores:  # the real score beside those that it has to beat
-            rows.append(row(group, "CIDEr", result["metrics"]["CIDEr"], result["intervals"]["CIDEr"]))
-        few = f"of {scores.get('reversed_clips', 0):,} clips whose action has an opposite"
-        for key, said in names.items():
-            if key in scores:
-                note = few if key in OF_REVERSED else None
-                rows.append(row(group, said, scores[key], scores.get("intervals", {}).get(key), note))
+        if key in scores:
+            few = f"of {scores.get('reversed_clips'):,} clips whose action has an opposite" if key in REVERSED else None
+            add(group, name, scores, key, few)
     return rows
+
+
+def lines(rows: list[dict[str, Any]], notes: list[str]) -> Iterator[str]:
+    """The table as text, for a terminal; `notes` were printed above it already."""
+    width = max(len(row["name"]) for row in rows)
+    for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
+        yield group
+        for row in members:
+            interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
+            value = "none" if row["value"] is None else f"{row['value']:.4f}"
+            note = f"  ({row['note']})" if row["note"] and row["note"] not in notes else ""
+            yield f"  {row['name']:<{width}}  {value:>8}{interval}{note}"
 
 
 def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str, dict[str, str | None]]:
@@ -178,20 +167,3 @@ def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str
     }
     found = ssv2_scores({key: caption for key, (caption, _) in captions.items()}, records, reader)["per_clip"]
     return {key: {"template": records[key]["template"], "outcome": clip["outcome"]} for key, clip in found.items()}
-
-
-def gallery(
-    predictions: list[dict[str, Any]], layout: dataset.Layout, page: Path, copies: Path | None = None
-) -> list[dict[str, Any]]:
-    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
-
-    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
-    """
-    rows = []
-    for row in predictions:
-        video = layout.video(row["id"])
-        if video and copies:
-            files.copy(video, copies / video.name)
-            video = copies / video.name
-        rows.append({**row, "score": row.get("CIDEr"), "video": report.relative(video, page) if video else None})
-    return rows

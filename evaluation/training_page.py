@@ -5,6 +5,7 @@ from typing import Any
 
 from dataset import Layout, Record
 from evaluation import report, scores
+from evaluation.captioning import gallery
 from runtime import files, provenance
 
 
@@ -24,7 +25,7 @@ def write_training_page(results: Path, history: list[dict[str, Any]], records: l
     report.write_page(
         page,
         f"Training, epoch {epoch}",
-        scores.gallery(result["predictions"], layout, page),
+        gallery(result["predictions"], layout, page),
         history=history,
         scores=scores.table(result),
         made_by=" at ".join(filter(None, provenance.made_by().values())),

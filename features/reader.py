@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from features import cache
@@ -26,17 +27,15 @@ class FeatureDataset(Dataset):
         self.kind = _kind(cache.load(self.first))
 
     def __getitem__(self, clip_id: str) -> Packed | Exception:
-        """A clip's features (N, D), or why there are none."""
+        """One clip (N, D)."""
         path = self.folder / f"{clip_id}.pt"
         try:
             clip = cache.load(path)
         except (UserError, OSError) as error:
             return error
-        if _kind(clip) != self.kind:
-            return UserError(
-                f"two kinds of features in one cache: {self.first} is {self.kind}, {path} is {_kind(clip)}; "
-                "preprocess the odd one again"
-            )
+        if (kind := _kind(clip)) != self.kind:
+            both = f"{self.first} is {self.kind}, {path} is {kind}"
+            return UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
         return clip
 
 
@@ -46,11 +45,9 @@ def _kind(clip: Packed) -> str:
 
 def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
     """Clips (N, D) to a batch (B, N, D), or the first error among them."""
-    if errors := [clip for clip in clips if isinstance(clip, Exception)]:
-        return errors[0]
-    return Packed(
-        *(None if parts[0] is None else default_collate(parts) for parts in map(list, zip(*clips, strict=True)))
-    )
+    if error := next((clip for clip in clips if isinstance(clip, Exception)), None):
+        return error
+    return Packed(*(None if part[0] is None else default_collate(list(part)) for part in zip(*clips, strict=True)))
 
 
 def feature_batches(
@@ -74,6 +71,7 @@ def feature_batches(
         collate_fn=_collate,
         num_workers=min(workers, len(id_batches)),
         pin_memory=pin,
+        generator=torch.Generator(),  # without one it would draw from the generator that dropout draws from
         worker_init_fn=_leave_signals_to_the_parent,
         multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
     )
@@ -84,8 +82,10 @@ def feature_batches(
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """The terminal and torchrun send their signals to the whole process group: the parent answers, and ends us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork brings along
+    """The terminal and torchrun send their signals to whole process groups: the parent answers, and ends its workers.
+
+    A worker that ended by itself would be an error in the parent, in the midst of its saving.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there are no process groups

@@ -19,12 +19,12 @@ from runtime import files
 from runtime.files import UserError
 
 PREFIX = "qformer."
-PUBLISHED_HEADS = 4
 PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
     "published": True,  # so that features of another encoder are not refused by name
     "llm": "Qwen/Qwen2-1.5B",
     "prompt": "a video showing:",
     "caption_space": False,
+    "qformer": {"num_heads": 4},  # the one size that leaves no trace in the weights
     "features": {
         "encoder": "facebook/vjepa2-vitl-fpc64-256",
         "frames": 32,
@@ -114,11 +114,9 @@ def read(path: Path | str) -> Checkpoint:
 def _read_folder(folder: Path) -> dict[str, Any]:
     """A folder's content in the form that a file has."""
     path = folder / "model.safetensors"
+    config = files.read_json(folder / "config.json", "the checkpoint")
     try:
-        return {
-            "config": files.read_json(folder / "config.json", "the checkpoint"),
-            "model_state_dict": load_file(path),
-        }
+        return {"config": config, "model_state_dict": load_file(path)}
     except FileNotFoundError:
         raise UserError(f"the checkpoint: there is no file {path}") from None
     except SafetensorError as error:
@@ -135,8 +133,8 @@ def _config(config: Any, weights: dict[str, Tensor], path: Path) -> dict[str, An
         raise _error(path, "holds no Q-Former; give --checkpoint a file that train.py wrote") from None
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     sizes = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "depth": depth, "mlp_ratio": ratio}
-    if config is None:  # the number of heads leaves no trace in the weights
-        return {**PUBLISHED, "qformer": {**sizes, "num_heads": PUBLISHED_HEADS}}
+    if config is None:
+        return {**PUBLISHED, "qformer": {**PUBLISHED["qformer"], **sizes}}
     if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in PARTS.items()):
         raise _error(path, "has a config that is damaged or of another program")
     if any(config["qformer"].get(key) != value for key, value in sizes.items()):
@@ -175,18 +173,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
 
 
 def resolve(name: str, path: Path | str, flag: str = "--llm") -> str:
-    """Where a model that the checkpoint `path` names is now: a local folder, or a hub's name.
-
-    Raises: UserError where it can only be a local folder, and is gone.
-    """
+    """Where a model that the checkpoint `path` names is now. Raises: UserError where it is a local folder, and gone."""
     return pretrained.check_name(pretrained.find(name, Path(path)), flag)
 
 
-def check_llm(config: dict[str, Any], lm: nn.Module, name: str, path: Path | str) -> str | None:
-    """Compare a language model with the one that a checkpoint was trained with; a note where that is not known.
+def with_models(config: dict[str, Any], path: Path | str, llm: str | None, encoder: str | None) -> dict[str, Any]:
+    """The config of the checkpoint `path` with its models where they are now; `llm`, `encoder`: where the user says."""
+    config = {**config, "llm": llm or resolve(config["llm"], path)}
+    if config["features"]:  # an encoder that is gone is an error only where one is needed
+        found = encoder or pretrained.find(config["features"].get("encoder", ""), Path(path))
+        config["features"] = {**config["features"], "encoder": found}
+    return config
 
-    Raises: UserError where it is another one.
-    """
+
+def check_llm(config: dict[str, Any], lm: nn.Module, name: str, path: Path | str) -> str | None:
+    """A note where the checkpoint `path` does not know its language model. Raises: UserError where `lm` is another."""
     if not config.get("llm_weights"):
         return f"{path} does not say which language model it was trained with: {name} is taken for it"
     if config["llm_weights"] != language_model.fingerprint(lm):

@@ -76,7 +76,7 @@ class VideoEncoder:
         encoder = cls(name or config.encoder, device, config.frames, transform=transform)
         if encoder.dim != config.dim or (config.weights and config.weights != encoder.weights):
             raise UserError(
-                f"the encoder {encoder.name} is not the one that made the features; give its own with --encoder"
+                f"the encoder {encoder.name} is not the one that made the features; name that one with --encoder"
             )
         return encoder
 
@@ -98,9 +98,7 @@ class VideoEncoder:
         try:
             return self._forward(clips)[:count]
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU has not the memory to encode {len(clips)} clips at once: lower --batch-size"
-            ) from None
+            raise UserError(f"the GPU cannot hold {len(clips)} clips at once: lower --batch-size") from None
 
     def _normalize_and_encode(self, clips: Tensor) -> Tensor:
         mean = torch.tensor(self.transform.mean, device=self.device).view(3, 1, 1)

@@ -17,8 +17,8 @@ import train
 from features import cache
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
-from tests import filming, tiny
 from tests import reference as textbook
+from tests import tiny, videos
 
 GPU = torch.device("cuda")
 CLIPS = [[tiny.CAPTIONS[0], tiny.CAPTIONS[2]], [tiny.CAPTIONS[1]], [tiny.CAPTIONS[3], tiny.CAPTIONS[4]]]
@@ -72,7 +72,7 @@ def test_features_are_dequantized_on_the_gpu(dtype, tmp_path):
 
 
 def test_the_compiled_encoder_gives_the_cpus_features(tmp_path):
-    name = filming.tiny_vjepa(tmp_path / "encoder")
+    name = videos.tiny_vjepa(tmp_path / "encoder")
     on_gpu, on_cpu = (VideoEncoder(name, device, frames=4) for device in (GPU, "cpu"))
     clips = torch.randint(0, 255, (5, 4, 3, 32, 32), dtype=torch.uint8)
     assert on_gpu.weights == on_cpu.weights
@@ -84,8 +84,8 @@ def test_the_compiled_encoder_gives_the_cpus_features(tmp_path):
 
 def test_the_five_scripts_from_video_to_captions(tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
-    ids = filming.write_dataset(data, {"train": 9, "validation": 5, "test": 3})
-    encoder, lm = filming.tiny_vjepa(tmp_path / "encoder"), tiny.save_lm(tmp_path / "lm")
+    ids = videos.write_dataset(data, {"train": 9, "validation": 5, "test": 3})
+    encoder, lm = videos.tiny_vjepa(tmp_path / "encoder"), tiny.save_lm(tmp_path / "lm")
     (data / "labels" / "labels.json").write_text(json.dumps({"Moving something": "0"}))
     made = f"--data {data} --encoder {encoder} --frames 4 --dtype int8 --splits train validation test"
     assert preprocess.main(made.split()) == 0

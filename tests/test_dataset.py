@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dataset
-from features import cache
+from features import cache, reader
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from tests import tiny
@@ -126,13 +126,13 @@ def test_batches_come_in_order_and_equal_to_the_files(tmp_path, dtype, workers):
     torch.save(torch.nn.Parameter(clips["1"].values), tmp_path / "1.pt") if dtype != "int8" else None
     torch.save(clips["2"].values[None].clone(), tmp_path / "2.pt") if dtype != "int8" else None  # as published
     wanted = [["3", "1"], ["22"], ["5", "5", "0"]] + [[str(i), str(22 - i)] for i in range(23)]
-    for ids, batch in zip(wanted, dataset.feature_batches(tmp_path, wanted, workers), strict=True):
+    for ids, batch in zip(wanted, reader.feature_batches(tmp_path, wanted, workers), strict=True):
         for ours, theirs in zip(batch, stacked(clips, ids), strict=True):
             assert ours is theirs is None or torch.equal(ours, theirs)
 
 
 def test_no_batches_are_none_and_start_nothing(tmp_path):
-    assert list(dataset.feature_batches(tmp_path, [])) == []
+    assert list(reader.feature_batches(tmp_path, [])) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,14 +141,14 @@ def test_two_sizes_of_features_are_refused_with_both_named(tmp_path, batches, wo
     tiny.fill_cache(tmp_path, 2)
     cache.save(tmp_path / "odd.pt", cache.quantize(tiny.tokens(12, 8), "float16"))
     with pytest.raises(UserError, match=r"0.pt is 16x8 float16, \S*odd.pt is 12x8 float16"):
-        list(dataset.feature_batches(tmp_path, batches, workers))
+        list(reader.feature_batches(tmp_path, batches, workers))
 
 
 def test_a_float_and_an_int8_file_do_not_mix(tmp_path):
     tiny.fill_cache(tmp_path, 1)
     cache.save(tmp_path / "int8.pt", cache.quantize(tiny.tokens(16, 8), "int8"))
     with pytest.raises(UserError, match="two kinds"):
-        list(dataset.feature_batches(tmp_path, [["0", "int8"]]))
+        list(reader.feature_batches(tmp_path, [["0", "int8"]]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -161,7 +161,7 @@ def test_a_damaged_file_far_ahead_is_raised_in_one_line_when_its_batch_is_due(tm
         (tmp_path / "5.pt").write_bytes((tmp_path / "5.pt").read_bytes()[:-30])
     got = 0
     with pytest.raises(UserError, match=r"5.pt") as error:
-        for batch in dataset.feature_batches(tmp_path, [[str(i)] for i in range(6)], workers):
+        for batch in reader.feature_batches(tmp_path, [[str(i)] for i in range(6)], workers):
             got += len(batch.values)
     assert got == 5 and "\n" not in str(error.value)
     assert error.value.code == (1 if damage == "missing" else 2)
@@ -170,7 +170,7 @@ def test_a_damaged_file_far_ahead_is_raised_in_one_line_when_its_batch_is_due(tm
 
 def test_leaving_early_ends_the_workers_at_once(tmp_path):
     tiny.fill_cache(tmp_path, 1)
-    batches = dataset.feature_batches(tmp_path, [["0"]] * 100, workers=2)
+    batches = reader.feature_batches(tmp_path, [["0"]] * 100, workers=2)
     next(batches)
     began = time.monotonic()
     batches.close()
@@ -181,7 +181,7 @@ def test_leaving_early_ends_the_workers_at_once(tmp_path):
 def test_reading_leaves_the_random_numbers_of_dropout_alone(tmp_path, workers):
     tiny.fill_cache(tmp_path, 1)
     before = torch.get_rng_state()
-    list(dataset.feature_batches(tmp_path, [["0"]] * 3, workers))
+    list(reader.feature_batches(tmp_path, [["0"]] * 3, workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 

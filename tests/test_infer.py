@@ -2,45 +2,31 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import torch
-from transformers import VJEPA2Config, VJEPA2Model
-from video.nursery import Nursery
 
 import infer
 from features.cache import CacheConfig
 from models import checkpoint
+from models.video_files import CaptionsFiles
 from models.vjepa2 import VideoEncoder
 from runtime.files import UserError
-from tests.tiny import TEMPLATES, save_lm, tiny_qformer
-from video import paths as videos
-from video import windows as streaming
-from video.reader import VideoError
+from tests import videos
+from tests.tiny import TEMPLATES, save_encoder, save_lm, tiny_qformer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
 
 def write_video(path: Path, colours: str, seconds: float = 1.0, fps: int = 12) -> Path:
     """A video that shows each of `colours` for `seconds`, 64x48."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libvpx-vp9", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.options = {"deadline": "realtime", "cpu-used": "8"}
-        for colour in colours.split():
-            picture = np.full((48, 64, 3), COLOURS[colour], np.uint8)
-            for _ in range(round(seconds * fps)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    shades = np.array([COLOURS[colour] for colour in colours.split()], np.uint8)  # (colours, 3)
+    frames = np.repeat(shades, round(seconds * fps), axis=0)[:, None, None]
+    return videos.write(path, np.broadcast_to(frames, (len(frames), 48, 64, 3)), fps=fps)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +34,7 @@ def trained(tmp_path_factory) -> Path:
     """A folder with checkpoint.pt, of random weights, and the tiny encoder and language model it was made with."""
     folder = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
-    sizes = {"patch_size": 16, "crop_size": 32, "frames_per_clip": 4, "tubelet_size": 2, "hidden_size": 16}
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
-    predictor = {"pred_hidden_size": 16, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
-    VJEPA2Model(VJEPA2Config(**sizes, **layers, **predictor)).save_pretrained(folder / "encoder")
+    save_encoder(folder / "encoder")
     save_lm(folder / "lm")
     features: CacheConfig = VideoEncoder(folder / "encoder", frames=4).cache_config("float16", 1)
     qformer = tiny_qformer()
@@ -61,11 +44,11 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-class Namer:
+class Namer(CaptionsFiles):
     """A captioner that names the colour of the frames: what the real one would learn at its best."""
 
     def __init__(self, trained: Path):
-        self.encoder = VideoEncoder(trained / "encoder", frames=4)
+        self._encoder = VideoEncoder(trained / "encoder", frames=4)
         self.config = {"llm": "none", "features": {"encoder": "none"}}
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
@@ -76,31 +59,15 @@ class Namer:
         return [f"showing {list(COLOURS)[(known - one).square().sum(1).argmin()]}" for one in features]
 
 
-@pytest.fixture(scope="module")
-def lent():
-    """Processes that decode, started once: each start takes seconds."""
-    nursery, process = Nursery(), streaming._Process()
-    yield nursery, process
-    nursery.close()
-    process.end()
-
-
-@pytest.fixture(autouse=True)
-def quick_start(lent, monkeypatch):
-    nursery, process = lent
-    kept = SimpleNamespace(fork=nursery.fork, is_alive=nursery.is_alive, close=lambda: None)
-    monkeypatch.setattr(infer, "Nursery", lambda: kept)
-    monkeypatch.setattr(streaming.WindowDecoder, "_start", lambda self: process)
-    monkeypatch.setattr(streaming.WindowDecoder, "_end", lambda self, process: None)
-
-
 @pytest.fixture
 def namer(trained, monkeypatch):
-    monkeypatch.setattr(infer, "load_captioner", lambda args: Namer(trained))
+    made = Namer(trained)
+    monkeypatch.setattr(infer, "load_captioner", lambda args: made)
+    return made
 
 
 def run(results: Path, *arguments: object) -> tuple[int, dict]:
-    code = infer.main(["--results", str(results), "--workers", "1", *map(str, arguments)])
+    code = infer.main(["--results", str(results), "--workers", "0", *map(str, arguments)])
     return code, json.loads((results / "inference" / "results.json").read_text())
 
 
@@ -325,52 +292,6 @@ def test_a_test_clip_without_a_video_is_reported_and_a_dataset_without_any_refus
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no video"):
         infer.choose_test_clips(dataset_folder, 8, 0)
-
-
-def test_captions_are_judged_by_their_answers_template(dataset_folder):
-    said = {"1": "moving a cup up", "2": "moving a cup up", "3": "Moving something up"}
-    clips = [infer.Clip(i, Path(f"{i}.webm"), references=["Moving something up"], captions=[said[i]]) for i in said]
-    clips[1].references = ["Moving something down"]
-    judged = infer.judge(clips, dataset_folder)
-    assert {i: row["outcome"] for i, row in judged.items()} == {"1": "template", "2": "wrong", "3": "exact"}
-
-
-def test_folders_give_their_videos_once_and_in_order_without_earlier_copies(tmp_path):
-    for name in ("b.webm", "a.MP4", "deep/c.mov", ".hidden.webm", "notes.txt", "results/inference/copy.webm"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    copies = tmp_path / "results" / "inference"
-    found = videos.find([tmp_path / "notes.txt", tmp_path, tmp_path / "b.webm"], copies)
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["notes.txt", "a.MP4", "b.webm", "deep/c.mov"]
-    assert videos.find([copies], copies) == [copies / "copy.webm"]
-
-
-@pytest.mark.parametrize(("name", "reason"), [("gone.mp4", "no such file"), ("empty", "no video in this folder")])
-def test_paths_that_hold_no_video_are_refused(tmp_path, name, reason):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / name}") + ".*" + reason):
-        videos.find([tmp_path / name], tmp_path / "out")
-
-
-def test_names_of_copies_never_meet_and_never_leave_their_folder(tmp_path):
-    out = tmp_path / "inference"
-    names = [
-        "x/a.webm",
-        "y/a.mp4",
-        "z/A.mov",
-        "x/results.mp4",
-        "..",
-        "x/.webm",
-        "x/é ü.webm",
-        "x/" + "ж" * 200 + ".mkv",
-    ]
-    names += ["x/film.json", "inference/a-2.webm"]
-    given = videos.copy_names([tmp_path / name for name in names], out)
-    assert given[:4] == ["a.webm", "a-3.mp4", "A-4.mov", "results-2.mp4"]
-    assert given[6] == "é_ü.webm"
-    assert given[-2:] == ["film.video", "a-2.webm"]  # no file of ours is called .video; one in the folder stays
-    assert all(re.fullmatch(r"[\w][\w.-]*", name) and len(name.encode()) < 140 for name in given)
-    assert len({Path(name).stem.casefold() for name in given}) == len(given)
 
 
 def test_a_video_in_the_results_folder_is_not_written_over(namer, tmp_path):

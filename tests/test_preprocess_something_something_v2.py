@@ -20,7 +20,7 @@ from features import cache
 from models.vjepa2 import VideoEncoder
 from runtime import cli
 from runtime.files import UserError
-from tests import filming, processes
+from tests import processes, videos
 from tests.fuzz import videos as fuzz_videos
 from video.reader import read_clip
 
@@ -31,14 +31,14 @@ forkserver._forkserver._preload_modules += [MODULE, "transformers.models.vjepa2.
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return filming.tiny_vjepa(tmp_path_factory.mktemp("vjepa"))
+    return videos.tiny_vjepa(tmp_path_factory.mktemp("vjepa"))
 
 
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory):
     """11 clips to train on and 4 to validate."""
     data = tmp_path_factory.mktemp("filmed")
-    filming.write_dataset(data, {"train": 11, "validation": 4})
+    videos.write_dataset(data, {"train": 11, "validation": 4})
     return data
 
 
@@ -137,7 +137,7 @@ def test_a_truncated_feature_file_is_made_again_and_only_that_one(data, tiny):
 
 def test_mp4_is_accepted_beside_webm(data, tiny):
     video(data, "va1").unlink()
-    filming.write(video(data, "va1").with_suffix(".mp4"), filming.moving(10), "libx264")
+    videos.write(video(data, "va1").with_suffix(".mp4"), videos.moving(10), "libx264")
     preprocess.main(words(data, tiny, "--splits", "validation"))
     assert (data / "features" / "validation" / "va1.pt").exists()
 
@@ -159,7 +159,7 @@ def test_features_of_another_kind_are_not_mixed(data, tiny, tmp_path, flags, sai
     preprocess.main(words(data, tiny, "--splits", "validation"))
     before = contents(data)
     if flags[0] == "--encoder":
-        flags = ["--encoder", filming.tiny_vjepa(tmp_path / "other", seed=1)]
+        flags = ["--encoder", videos.tiny_vjepa(tmp_path / "other", seed=1)]
     with pytest.raises(UserError, match=said):
         preprocess.main(words(data, tiny, *flags))
     assert contents(data) == before
@@ -213,7 +213,7 @@ def test_a_pool_that_does_not_fit_is_refused(data, tiny, tmp_path):
 def test_videos_that_do_not_decode_are_named_and_the_run_goes_on(data, tiny, capsys):
     video(data, "tr1").write_bytes(b"")
     video(data, "tr7").write_bytes(video(data, "tr7").read_bytes()[:150])
-    filming.write_audio(video(data, "va2"))
+    videos.write_audio(video(data, "va2"))
     good = video(data, "tr1").read_bytes
     assert preprocess.main(words(data, tiny)) == 0
     assert [row["id"] for row in failures(data)] == ["tr1", "tr7"]

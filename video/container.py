@@ -76,19 +76,28 @@ class Index(NamedTuple):
 def read_index(path: Path | str) -> Index:
     """The index of a video. Raises: VideoError."""
     with expected_errors(), _open(path) as (container, stream):
-        packets = [(_stamp(packet), packet.is_keyframe, packet.is_discard) for packet in _packets(container, stream)]
-        shown = [stamp for stamp, _, discard in packets if not discard]
+        packets = [(_stamp(p), p.is_keyframe, p.is_discard, p.is_corrupt) for p in _packets(container, stream)]
+        if len(packets) > 1 and packets[-1][-1]:  # the file ends within this one
+            packets.pop()
+        shown = [stamp for stamp, _, discard, _ in packets if not discard]
         if not shown:
             raise VideoError("it holds no frames")
         stamped = None not in shown
         stamps = np.sort(np.array(shown, np.int64)) if stamped else np.arange(len(shown))
-        keys = np.unique([stamp for stamp, key, _ in packets if key and stamped]).astype(np.int64)
+        keys = np.unique([stamp for stamp, key, *_ in packets if key and stamped]).astype(np.int64)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         zero = (container.start_time or 0) / 1e6
         index = Index(stamps, keys, stamped, float(stream.time_base), zero, rate, _promised(path, container, stream))
     if index.frame > 3600:
         raise VideoError("its frames have impossible times")
     return index
+
+
+def read_duration(path: Path | str) -> float:
+    """Seconds as the header says, without reading on; where it does not, of all packets. Raises: VideoError."""
+    with expected_errors(), _open(path) as (container, _):
+        told = container.duration
+    return told / 1e6 if told else read_index(path).end
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ NAME_BYTES = 120  # file systems count bytes, up to 255; suffixes and a number f
 def find(named: Iterable[Path], folder: Path) -> list[Path]:
     """The files that are named and the videos in the folders that are named, each once, in order.
 
-    The copies that earlier runs left in `folder` are taken only where they are asked for.
+    The copies that earlier runs left in `folder` are taken only where they are asked for, GIFs by their own names.
     Raises: UserError where a path does not exist, or a folder holds no video.
     """
     found: dict[Path, Path] = {}
@@ -28,7 +28,8 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
             if not inside:
                 raise UserError(f"--video {path}: there is no video in this folder; name the files themselves")
         elif re.match(r"[A-Za-z][\w+.-]+:/", str(path)) and not path.exists():
-            raise UserError(f"--video {path}: this is a URL: download the video first and give the file")
+            address = str(path).replace(":/", "://", 1)  # pathlib takes double slashes for one
+            raise UserError(f"--video {address}: this is a URL: download the video first and give the file")
         else:
             what = "this is neither a file nor a folder" if path.exists() else "there is no such file or folder"
             raise UserError(f"--video {path}: {what}")
@@ -44,9 +45,10 @@ def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
         if Path(place).resolve() == folder.resolve() and not asked_for:
             folders.clear()
             continue
+        suffixes = SUFFIXES - {".gif"} if asked_for else SUFFIXES  # the GIFs in `folder` are infer.py's
         for name in sorted(names):
             video = Path(place, name)
-            if video.suffix.lower() in SUFFIXES and not name.startswith(".") and video.is_file():
+            if video.suffix.lower() in suffixes and not name.startswith(".") and video.is_file():
                 yield video
 
 

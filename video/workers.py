@@ -21,7 +21,7 @@ from torch import Tensor
 from video import reader
 from video.container import NO_MEMORY, VideoError, is_url
 
-IN_FLIGHT = 16  # tasks that are begun or finished and not yet taken, or two for each worker: they bound the memory
+AHEAD = 16  # clips that are begun or finished and not yet taken, or two for each worker: they bound the memory
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
 
 
@@ -77,10 +77,10 @@ class Workers:
             self._pool.stop()
             self._pool.join()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Any, Any]]:
+    def run(self, tasks: Iterable[Task], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
         """(key, what the function returned, or a Failure) of each task, in the order asked for.
 
-        Tasks are asked for one at a time, a bounded number ahead of those that were taken.
+        Tasks are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
         """
         if self._pool is None:
             yield from ((task.key, _attempt(task.function, *task.arguments)) for task in tasks)
@@ -88,7 +88,7 @@ class Workers:
         waiting: deque[tuple[Task, Future]] = deque()
         tasks = iter(tasks)
         while True:
-            while len(waiting) < max(IN_FLIGHT, 2 * self.count) and (task := next(tasks, None)) is not None:
+            while len(waiting) < max(ahead, 2 * self.count) and (task := next(tasks, None)) is not None:
                 limit = self.timeout * task.units
                 arguments = (task.function, *task.arguments)
                 waiting.append((task, self._pool.schedule(_attempt, args=arguments, timeout=limit)))
@@ -110,7 +110,7 @@ class Workers:
     ) -> Iterator[Decoded]:
         """Whole clips, each (key, path), as `reader.read_clip` reads them, in the order asked for."""
         tasks = (Task(key, reader.read_clip, (absolute(path), frames, transform)) for key, path in paths)
-        for key, result in self.run(tasks):
+        for key, result in self.run(tasks, AHEAD):
             if isinstance(result, Failure):
                 yield Decoded(key, None, result.reason)
             else:

@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 
-from dataset import feature_batches
 from features import cache
 from features.cache import CacheConfig, Packed
+from features.reader import feature_batches
 from runtime.files import UserError
 from tests.tiny import fill_cache, tokens
 

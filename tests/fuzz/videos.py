@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import preprocess_something_something_v2 as preprocess
-from tests import filming, tiny
+from tests import tiny, videos
 from tests.fuzz.cases import Outcome
 from tests.fuzz.damage import damage_bytes
 
@@ -26,14 +26,14 @@ FORMATS = {  # codec, suffix, pixels
 
 def originals(folder: Path) -> list[bytes]:
     """Good videos in several formats, one frame and audio alone among them, as bytes."""
-    paths = [filming.write_audio(folder / "audio.webm")]
+    paths = [videos.write_audio(folder / "audio.webm")]
     for name, (codec, suffix, pixels) in FORMATS.items():
         for count in (1, 12, 40):
             if (name, count) == ("hevc", 1):
                 continue  # its encoder does not always finish one frame
             options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
             path = folder / f"{name}-{count}{suffix}"
-            paths.append(filming.write(path, filming.moving(count, 96, 64), codec, pixels=pixels, **options))
+            paths.append(videos.write(path, videos.moving(count, 96, 64), codec, pixels=pixels, **options))
     return [path.read_bytes() for path in paths]
 
 

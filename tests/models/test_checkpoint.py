@@ -294,7 +294,6 @@ def test_a_checkpoint_that_does_not_fit_its_language_model_is_refused(llm, tmp_p
     wide = tiny.tiny_qformer(dim=64)
     for path, message in (
         (written(tmp_path / "a.pt", llm, qformer=config(llm, num_heads=5)["qformer"]), "heads"),
-        (written(tmp_path / "b.pt", llm, qformer=config(llm, no_such=5)["qformer"]), "damaged .*no_such"),
         (written(tmp_path / "c.pt", llm, prompt="x " * 300), "positions"),
         (written(tmp_path / "d.pt", llm, wide, qformer=wide.config), "64 wide, the language model's embeddings 32"),
     ):

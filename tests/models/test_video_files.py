@@ -6,7 +6,7 @@ from features import cache
 from models.vjepa2 import VideoEncoder
 from qformer import VideoCaptioner
 from runtime.files import UserError
-from tests import filming, tiny
+from tests import tiny, videos
 from video.reader import read_clip
 from video.subtitles import Segment
 from video.workers import Decoded, Failure
@@ -21,12 +21,12 @@ def captioner(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory):
+def paths(tmp_path_factory):
     """Three seconds each, dark, bright, one that changes in between, and one that is no video."""
     folder, frames = tmp_path_factory.mktemp("videos"), {}
     frames["dark"], frames["bright"] = (np.full((36, 48, 64, 3), level, np.uint8) for level in (40, 200))
     frames["both"] = np.concatenate([frames["dark"][:24], frames["bright"][:12]])
-    paths = {name: filming.write(folder / f"{name}.webm", content) for name, content in frames.items()}
+    paths = {name: videos.write(folder / f"{name}.webm", content) for name, content in frames.items()}
     paths["bad"] = folder / "bad.webm"
     paths["bad"].write_bytes(paths["dark"].read_bytes()[:100])
     return paths
@@ -77,32 +77,32 @@ def test_captions_come_as_clips_are_decoded(captioner):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_fails_does_not_lose_the_others(captioner, videos, workers):
+def test_a_file_that_fails_does_not_lose_the_others(captioner, paths, workers):
     names = ["dark", "bad", "bright"]
-    found = captioner.caption([videos[name] for name in names], batch_size=2, max_new_tokens=6, workers=workers)
+    found = captioner.caption([paths[name] for name in names], batch_size=2, max_new_tokens=6, workers=workers)
     assert isinstance(found[1], Failure) and found[1].reason
-    assert found[::2] == [whole(captioner, videos[name]) for name in names[::2]]
+    assert found[::2] == [whole(captioner, paths[name]) for name in names[::2]]
 
 
-def test_one_file_may_be_given_alone_and_none_at_all(captioner, videos):
-    assert captioner.caption(str(videos["dark"]), max_new_tokens=6) == [whole(captioner, videos["dark"])]
+def test_one_file_may_be_given_alone_and_none_at_all(captioner, paths):
+    assert captioner.caption(str(paths["dark"]), max_new_tokens=6) == [whole(captioner, paths["dark"])]
     assert captioner.caption([]) == []
 
 
-def test_beams_and_length_are_those_asked_for(captioner, videos):
-    frames, _ = read_clip(videos["dark"], 4, captioner.encoder.transform)
+def test_beams_and_length_are_those_asked_for(captioner, paths):
+    frames, _ = read_clip(paths["dark"], 4, captioner.encoder.transform)
     expected = captioner.generate(captioner.encode(frames[None]), 3, num_beams=4)
-    assert captioner.caption(videos["dark"], max_new_tokens=3, num_beams=4) == expected
+    assert captioner.caption(paths["dark"], max_new_tokens=3, num_beams=4) == expected
 
 
-def test_long_files_are_captioned_in_windows(captioner, videos, monkeypatch):
+def test_long_files_are_captioned_in_windows(captioner, paths, monkeypatch):
     """Here a caption is how bright the first pixel is."""
     monkeypatch.setattr(captioner, "encode", lambda clips: clips)
     monkeypatch.setattr(captioner, "generate", lambda clips, *_: ["b" if c[0, 0, 0, 0] > 99 else "d" for c in clips])
-    found = captioner.caption([videos[name] for name in ("both", "bad", "dark")], window=1.0)
+    found = captioner.caption([paths[name] for name in ("both", "bad", "dark")], window=1.0)
     assert found == [[Segment(0.0, 2.0, "d"), Segment(2.0, 3.0, "b")], found[1], [Segment(0.0, 3.0, "d")]]
     assert isinstance(found[1], Failure)
-    halves = captioner.caption(videos["both"], window=1.0, stride=0.5)
+    halves = captioner.caption(paths["both"], window=1.0, stride=0.5)
     assert halves[0][0].caption == "d" and halves[0][-1] == Segment(halves[0][0].end, 3.0, "b")
     with pytest.raises(UserError, match="window"):
-        captioner.caption(videos["both"], window=0.0)
+        captioner.caption(paths["both"], window=0.0)

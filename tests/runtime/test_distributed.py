@@ -15,7 +15,7 @@ import train
 from models import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
-from tests import filming, processes, tiny
+from tests import processes, tiny, videos
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def filmed(tmp_path_factory):
     root = tmp_path_factory.mktemp("filmed")
     data = tiny.make_dataset(root / "data", features=False)
     for clip in range(1, 16):
-        filming.write(data / "20bn-something-something-v2" / f"{clip}.webm", filming.moving(6, seed=clip))
-    filming.tiny_vjepa(root / "encoder")
+        videos.write(data / "20bn-something-something-v2" / f"{clip}.webm", videos.moving(6, seed=clip))
+    videos.tiny_vjepa(root / "encoder")
     return root
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests import filming
+from tests import videos
 from video import reader as frames
 from video.reader import Transform, VideoError, frame_indices, probe, read_clip, read_frames
 
@@ -15,14 +15,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vp9(folder):
-    return filming.write(folder / "vp9.webm", filming.moving(36, 426, 240))
+    return videos.write(folder / "vp9.webm", videos.moving(36, 426, 240))
 
 
 @pytest.fixture(scope="module")
 def open_groups(folder):
     """h264 whose groups of pictures are open: decord's own random access gives wrong frames of it."""
     options = {"bf": "3", "x264-params": "open-gop=1:keyint=20:min-keyint=20:scenecut=0"}
-    return filming.write(folder / "open.mp4", filming.moving(100, 160, 120), "libx264", **options)
+    return videos.write(folder / "open.mp4", videos.moving(100, 160, 120), "libx264", **options)
 
 
 # ---- sampling ----
@@ -45,20 +45,20 @@ def test_frames_are_sampled_uniformly_and_repeat_in_short_clips(total, count, ex
 
 @pytest.mark.parametrize("number", range(3), ids=["1280x720", "640x272", "176x144"])
 def test_real_h264_frames_equal_ffmpegs_to_the_last_bit(number):
-    path = filming.real_videos()[number]
-    wanted = frame_indices(filming.count_by_ffmpeg(path), 32)
-    assert np.array_equal(read_frames(path, 32), filming.sampled_by_ffmpeg(path, wanted))
+    path = videos.real_videos()[number]
+    wanted = frame_indices(videos.count_by_ffmpeg(path), 32)
+    assert np.array_equal(read_frames(path, 32), videos.sampled_by_ffmpeg(path, wanted))
 
 
 @pytest.mark.parametrize("count", [4, 32, 50])
 def test_vp9_frames_equal_ffmpegs_also_where_they_repeat_or_are_far_apart(vp9, count):
-    expected = np.stack(filming.decoded_by_ffmpeg(vp9))
+    expected = np.stack(videos.decoded_by_ffmpeg(vp9))
     assert len(expected) == 36
     assert np.array_equal(read_frames(vp9, count), expected[frame_indices(36, count)])
 
 
 def test_open_groups_of_pictures_do_not_confuse_the_frames(open_groups):
-    expected = np.stack(filming.decoded_by_ffmpeg(open_groups))
+    expected = np.stack(videos.decoded_by_ffmpeg(open_groups))
     for count in (7, 32):
         assert np.array_equal(read_frames(open_groups, count), expected[frame_indices(100, count)])
 
@@ -66,7 +66,7 @@ def test_open_groups_of_pictures_do_not_confuse_the_frames(open_groups):
 @pytest.mark.parametrize("name", ["vp9", "open_groups"])
 def test_a_windows_frames_are_those_shown_in_it(name, request):
     path = request.getfixturevalue(name)
-    expected = np.stack(filming.decoded_by_ffmpeg(path))
+    expected = np.stack(videos.decoded_by_ffmpeg(path))
     for start, end in ((0.0, 1.0), (0.5, 1.5), (1.1, 2.9), (2.0, None), (2.5, 99.0)):
         first = int(np.ceil(start * 12 - 1e-3))
         after = min(len(expected), int(np.ceil((end or 99) * 12 - 1e-3)))
@@ -75,7 +75,7 @@ def test_a_windows_frames_are_those_shown_in_it(name, request):
 
 
 def test_a_window_between_two_frames_or_after_the_last_shows_the_frame_before(vp9):
-    expected = np.stack(filming.decoded_by_ffmpeg(vp9))
+    expected = np.stack(videos.decoded_by_ffmpeg(vp9))
     assert np.array_equal(read_frames(vp9, 2, 1.01, 1.02), expected[[12, 12]])
     assert np.array_equal(read_frames(vp9, 2, 500.0, 501.0), expected[[35, 35]])
 
@@ -95,7 +95,7 @@ def test_undecodable_files_are_told_apart(folder, vp9):
     (folder / "noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "text.mp4").write_text("<html>not found</html>")
     (folder / "cut.webm").write_bytes(vp9.read_bytes()[:200])
-    filming.write_audio(folder / "audio.webm")
+    videos.write_audio(folder / "audio.webm")
     reasons = {
         "empty.webm": "the file is empty",
         "noise.webm": "it does not open as a video",
@@ -134,7 +134,7 @@ def test_a_frame_larger_than_8k_is_refused(vp9, monkeypatch):
 
 
 def test_the_whole_frame_is_squashed_antialiased_as_in_floats():
-    frames = torch.from_numpy(filming.moving(5, 100, 60))
+    frames = torch.from_numpy(videos.moving(5, 100, 60))
     squares = Transform(32).apply(frames)
     assert squares.shape == (5, 3, 32, 32)
     assert squares.dtype == torch.uint8
@@ -145,7 +145,7 @@ def test_the_whole_frame_is_squashed_antialiased_as_in_floats():
 
 @pytest.mark.parametrize(("width", "height"), [(100, 60), (60, 100), (64, 64)])
 def test_crop_resizes_the_shortest_edge_and_takes_the_centre(width, height):
-    frames = torch.from_numpy(filming.moving(3, width, height))
+    frames = torch.from_numpy(videos.moving(3, width, height))
     squares = Transform(56, crop=True).apply(frames)  # shortest edge 64
     long = int(64 * max(width, height) / min(width, height))
     size = (64, long) if height <= width else (long, 64)

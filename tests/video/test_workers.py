@@ -11,7 +11,7 @@ import torch
 from video.nursery import SLOTS, Nursery
 
 from runtime.files import UserError
-from tests import filming
+from tests import videos
 from video import workers as decoding
 from video.reader import Transform, read_clip
 from video.workers import ClipDecoder, Failure
@@ -35,13 +35,13 @@ def nursery(request):
 def clips(tmp_path_factory):
     """Twelve videos of different content."""
     folder = tmp_path_factory.mktemp("clips")
-    return {str(i): filming.write(folder / f"{i}.webm", filming.moving(10, seed=i)) for i in range(12)}
+    return {str(i): videos.write(folder / f"{i}.webm", videos.moving(10, seed=i)) for i in range(12)}
 
 
 @pytest.fixture(scope="module")
 def slow():
     """A video that takes about a second to decode: 5 seconds of 1280x720."""
-    return filming.real_videos()[0]
+    return videos.real_videos()[0]
 
 
 def decode(paths, nursery, workers=2, **options):
@@ -91,7 +91,7 @@ def test_windows_of_a_video_are_decoded_each_by_its_times(slow, nursery):
 def test_bad_videos_are_named_and_the_others_decoded(clips, nursery, tmp_path):
     (tmp_path / "empty.webm").touch()
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(4000))
-    filming.write_audio(tmp_path / "audio.webm")
+    videos.write_audio(tmp_path / "audio.webm")
     bad = {path.name: path for path in tmp_path.iterdir()} | {"none.webm": tmp_path / "none.webm"}
     decoded = decode([*clips.items(), *bad.items(), *((f"{k} again", p) for k, p in clips.items())], nursery)
     assert {key for key, clip in decoded.items() if isinstance(clip, Failure)} == set(bad)
@@ -188,7 +188,7 @@ def test_leaving_early_ends_the_workers(slow, nursery):
 
 
 def test_a_frame_that_claims_gigapixels_is_contained(nursery, clips, tmp_path):
-    path = filming.write(tmp_path / "huge.avi", filming.moving(6, 64, 64), "mjpeg", pixels="yuvj420p")
+    path = videos.write(tmp_path / "huge.avi", videos.moving(6, 64, 64), "mjpeg", pixels="yuvj420p")
     content = bytearray(path.read_bytes())
     at = 0
     while (at := content.find(b"\xff\xc0\x00\x11\x08", at)) >= 0:  # start of frame: height and width follow
