@@ -177,11 +177,11 @@ def train_epoch(run: Run) -> None:
     batches = read_features(run, steps[run.step :], folder)
     captioner.train()
     desc = f"epoch {run.epoch + 1}/{args.epochs}"
-    bar = tqdm(total=len(steps), initial=run.step, desc=desc, unit="step", disable=not context.is_main)
-    for step in steps[run.step :]:
-        at, total = run.epoch * len(steps) + run.step, args.epochs * len(steps)
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(at, total, args.lr, args.schedule, args.warmup)
+    with tqdm(total=len(steps), initial=run.step, desc=desc, unit="step", disable=not context.is_main) as bar:
+        for step in steps[run.step :]:
+            at, total = run.epoch * len(steps) + run.step, args.epochs * len(steps)
+            for group in optimizer.param_groups:
+                group["lr"] = get_lr(at, total, args.lr, args.schedule, args.warmup)
 
         # Dropout is a function of the place in the run, so that a resumed run draws what it would have drawn.
         torch.manual_seed(hash((args.seed, run.epoch, run.step, context.rank)) % 2**63)
@@ -198,24 +198,23 @@ def train_epoch(run: Run) -> None:
                 loss += part.detach().double()
         loss = add_ranks(run, loss, parameters)
 
-        norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
-            raise UserError(
-                f"the loss is not finite ({loss}, gradient {norm:g}) at epoch {run.epoch + 1}, step {run.step + 1}, "
-                f"clips {ids}; {args.checkpoint} holds the last good state: check these clips' features, lower --lr, "
-                "or set --grad-clip"
-            )
-        optimizer.step()
+            norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
+                raise UserError(
+                    f"the loss is not finite ({loss}, gradient {norm:g}) at epoch {run.epoch + 1}, step "
+                    f"{run.step + 1}, clips {ids}; {args.checkpoint} holds the last good state: check these clips' "
+                    "features, lower --lr, or set --grad-clip"
+                )
+            optimizer.step()
 
-        run.step += 1
-        run.total += loss * step.captions
-        run.captions += step.captions
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        bar.update()
-        if run.step % args.save_every == 0 and run.step < len(steps):
-            run.save()
-    bar.close()
+            run.step += 1
+            run.total += loss * step.captions
+            run.captions += step.captions
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if run.step % args.save_every == 0 and run.step < len(steps):
+                run.save()
 
 
 def plan(run: Run) -> list[Step]:
