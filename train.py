@@ -183,20 +183,20 @@ def train_epoch(run: Run) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = get_lr(at, total, args.lr, args.schedule, args.warmup)
 
-        # Dropout is a function of the place in the run, so that a resumed run draws what it would have drawn.
-        torch.manual_seed(hash((args.seed, run.epoch, run.step, context.rank)) % 2**63)
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), dtype=torch.float64, device=context.device)
-        for batch in step.batches:
-            if context.world_size == 1:  # many ranks stop together, at the end of a step
-                run.interrupts.check()
-            if clips := context.shard(batch):
-                features = dequantize_for(captioner, next(batches), folder)  # (B, N, D)
-                captions = [captions for _, captions in clips]
-                part = captioner.loss(features, captions, [1 / step.captions] * sum(map(len, captions)))
-                part.backward()
-                loss += part.detach().double()
-        loss = add_ranks(run, loss, parameters)
+            # Dropout is a function of the place in the run, so that a resumed run draws what it would have drawn.
+            torch.manual_seed(hash((args.seed, run.epoch, run.step, context.rank)) % 2**63)
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.zeros((), dtype=torch.float64, device=context.device)
+            for batch in step.batches:
+                if context.world_size == 1:  # many ranks stop together, at the end of a step
+                    run.interrupts.check()
+                if clips := context.shard(batch):
+                    features = dequantize_for(captioner, next(batches), folder)  # (B, N, D)
+                    captions = [captions for _, captions in clips]
+                    part = captioner.loss(features, captions, [1 / step.captions] * sum(map(len, captions)))
+                    part.backward()
+                    loss += part.detach().double()
+            loss = add_ranks(run, loss, parameters)
 
             norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
