@@ -120,10 +120,16 @@ def test_the_best_checkpoint_is_never_replaced_by_a_worse_one(data, models, tmp_
     run_train(data, models, tmp_path, epochs=3)
     best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)
     assert best["epoch"] == 2 and best["progress"]["history"][-1]["CIDEr"] == 0.5
-    (tmp_path / "checkpoint.pt").unlink()  # another run in the same place, and a worse one
-    monkeypatch.setattr(train.ngrams, "cider", lambda *_: 0.4)
-    run_train(data, models, tmp_path, epochs=1)
-    assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_new_run_moves_another_runs_best_checkpoint_aside_and_says_so(data, models, tmp_path, capsys):
+    run_train(data, models, tmp_path, epochs=2)
+    best = (tmp_path / "checkpoint_best.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").unlink()
+    run_train(data, models, tmp_path, epochs=1, seed=3)
+    assert f"{tmp_path / 'checkpoint_best_before.pt'} now" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint_best_before.pt").read_bytes() == best
+    assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 1
 
 
 def test_a_run_in_two_halves_equals_one_undisturbed(data, models, tmp_path):
