@@ -25,11 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     context = DistributedContext(str(cli.device(args.device)) if args.device else None)
     layout = dataset.check_data(args.data)
-    if context.is_main:
-        files.check_writable(args.results)  # now, not after an hour's work
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
+    if context.is_main:
+        files.check_writable(args.results)  # now, not after an hour's work
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
+    made = captioner.config["features"]  # --encoder may name it anew
     check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
     plan = Plan(args, records, layout)
     try:

@@ -380,11 +380,11 @@ def left_over(marker):
     return found
 
 
-def test_killed_at_five_random_moments_and_run_again_gives_the_same_files(data, tiny, undisturbed, tmp_path):
+def test_killed_at_random_moments_and_run_again_gives_the_same_files(data, tiny, undisturbed, tmp_path):
     spoil(data)
     moments = random.Random(3)
     partial = []
-    for number in range(5):
+    for number in range(3):
         mark = f"killed-{os.getpid()}-{number}"
         script = processes.Script(MODULE, words(data, tiny), tmp_path / "log", slowly, MARK=mark)
         have = len(contents(data))
