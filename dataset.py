@@ -1,31 +1,27 @@
 """Something-Something V2: where things lie on disk, what the annotations say, and what a training step reads.
 
 Layout under one folder: 20bn-something-something-v2/<id>.webm, labels/, ssv2_paraphrase.json,
-annotations/<split>_ready.json, features/<split>/<id>.pt. Letters: B clips, N tokens a clip, D their width.
+annotations/<split>_ready.json, features/<split>/<id>.pt.
 """
 
 import csv
-import os
 import random
 import re
 import shlex
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, default_collate
-
 from features import cache
-from features.cache import CacheConfig, Packed
+from features.cache import CacheConfig
 from runtime import files
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 
 DEFAULT_DATA = Path("data/something-something-v2")
-SPLITS = ("train", "validation", "test")
 READY = {"train": "train_ready.json", "validation": "val_ready.json", "test": "test_ready.json"}
+SPLITS = tuple(READY)
 CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -92,14 +88,13 @@ def read_split(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
     """
-    layout = check_data(data)
-    name = f"{check_split(split)}.json"
+    layout, name = check_data(data), f"{check_split(split)}.json"
     path = layout.labels_file(name)
     if path is None:
         raise UserError(
             f"the {split} labels: there is no {layout.labels / name}; download SSv2's labels into that folder"
         )
-    return check_records(files.read_json(path, f"the {split} labels"), path)
+    return _check_records(files.read_json(path, f"the {split} labels"), path)
 
 
 def read_ready(data: Path | str, split: str) -> list[Record]:
@@ -111,10 +106,9 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
     path = layout.ready(split)
     if not path.is_file():
         raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {layout.data}")
-    records = check_records(files.read_json(path, f"the {split} captions"), path)
+    records = _check_records(files.read_json(path, f"the {split} captions"), path)
     for record in records:
-        captions = record.get("label")
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        if not _is_texts(record.get("label")):
             raise UserError(f"{path}: the label of clip {record['id']} is not a list of captions")
     return records
 
@@ -129,7 +123,7 @@ def without_empty(records: list[Record], path: Path) -> list[Record]:
     return kept
 
 
-def check_records(value: Any, path: Path) -> list[Record]:
+def _check_records(value: Any, path: Path) -> list[Record]:
     """Records with safe ids, each once, and captions, templates and placeholders of the right kind."""
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
         raise UserError(f"{path} is not a list of records; download or prepare it again")
@@ -148,10 +142,13 @@ def check_records(value: Any, path: Path) -> list[Record]:
         seen.add(record["id"])
         if not isinstance(record.get("template") or "", str):
             raise UserError(f"{path}: the template of clip {record['id']} is not text")
-        words = record.get("placeholders") or []
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        if not _is_texts(record.get("placeholders") or []):
             raise UserError(f"{path}: the placeholders of clip {record['id']} are not a list of words")
     return value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def read_templates(data: Path | str) -> list[str]:
@@ -177,12 +174,9 @@ def read_answers(data: Path | str) -> dict[str, str]:
         return {}
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except ValueError:
-        raise UserError(f"the test answers: {path} is not UTF-8 text; download it again") from None
-    try:
         rows = [row for row in csv.reader(text.splitlines(), delimiter=";") if row]
-    except csv.Error as error:
-        raise UserError(f"the test answers: {path} is not a table ({error}); download it again") from None
+    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise UserError(f"the test answers: {path} is not a table in UTF-8 ({error}); download it again") from None
     if any(len(row) < 2 for row in rows):
         raise UserError(f"the test answers: {path} has lines that are not `id;label`; download it again")
     return {check_id(row[0].strip()): clean(";".join(row[1:])) for row in rows}
@@ -191,35 +185,27 @@ def read_answers(data: Path | str) -> dict[str, str]:
 def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -> dict[str, list[str]]:
     """Paraphrases by clip id, from one JSON file or all those of a folder; {} where there are none at all.
 
-    Args:
-        path: a file or folder; None looks for ssv2_paraphrase.json, then for parts, under `data`.
-        data: the dataset's folder.
-
+    `path` is a file or folder; None looks for ssv2_paraphrase.json, then for its parts, under the dataset's folder.
     Raises: UserError where a named path is missing, or a file is not {"<id>": ["...", ...]}.
     """
-    if path is None:
-        root = Path(data)
-        parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
-        whole = [found for found in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if found.exists()]
-        paths = _json_files(whole[0]) if whole else parts
-    else:
-        paths = _json_files(Path(path))
+    root = Path(data)
+    if path is None:  # one file, a folder of its parts, or the parts where they were unpacked
+        path = next((p for p in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if p.exists()), None)
+    parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
     merged: dict[str, list[str]] = {}
-    for part in paths:
+    for part in parts if path is None else _json_files(Path(path)):
         content = files.read_json(part, "the paraphrases")
         if not isinstance(content, dict):
             raise UserError(f"the paraphrases: {part} does not map clip ids to lists of captions")
         for clip_id, texts in content.items():
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            if not _is_texts(texts):
                 raise UserError(f"the paraphrases: {part}: those of clip {clip_id!r:.80} are not a list of captions")
             merged.setdefault(clip_id, []).extend(texts)
     return merged
 
 
 def _json_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = sorted(path.rglob("*.json")) if path.is_dir() else []
+    found = [path] if path.is_file() else sorted(path.rglob("*.json")) if path.is_dir() else []
     if not found:
         raise UserError(f"the paraphrases: there is no file or folder of .json parts at {path}")
     return found
@@ -246,26 +232,23 @@ def usable_records(
     missing = len(records) - len(found)
     if not found or missing > len(records) * max_missing / 100:
         first = next(record["id"] for record in records if record["id"] not in cached)
-        count = (
-            f"{missing:,} of {len(records):,} {split} clips have"
-            if found
-            else f"none of the {missing:,} {split} clips has"
-        )
+        clips = f"{missing:,} of {len(records):,}" if found else f"all {missing:,}"
         raise UserError(
-            f"{count} features in {folder} (the first is {first}); run {preprocess_command(layout, split, made)}"
-            + (", or allow more with --max-missing" if found else "")
+            f"{clips} {split} clips have no features in {folder} (the first is {first}); "
+            + ("allow more with --max-missing, or " if found else "")
+            + f"run {_preprocess_command(layout, split, made)}"
         )
     if missing:
         context.print_main(f"{split}: {missing:,} clips have no features and are left out")
     return found
 
 
-def preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None = None) -> str:
+def _preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None) -> str:
     """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
     words = ["python", "preprocess_something_something_v2.py", "--data", str(layout.data), "--splits", split]
     config = cache.read_config(layout.features) or (CacheConfig.from_dict(made) if made else None)
     if config is not None:
-        words += ["--encoder", config.encoder, "--frames", str(config.frames)] + ["--crop"] * config.crop
+        words += ["--encoder", config.encoder, "--num-frames", str(config.frames), *["--crop"] * config.crop]
         words += ["--dtype", config.dtype, "--pool", str(config.pool)]
     return shlex.join(words)
 
@@ -287,7 +270,7 @@ def plan_epoch(
 ) -> list[Step]:
     """An epoch's optimizer steps, the same in every process, so that any number of them can resume anywhere.
 
-    The order depends on run and epoch only, a clip's captions on run, epoch and clip.
+    The clips' order depends on run and epoch only, a clip's captions on run, epoch and clip.
     """
     by_id = {record["id"]: record for record in records}
     order = sorted(by_id)
@@ -304,76 +287,17 @@ def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str
     return chooser.sample(captions, min(count, len(captions)))
 
 
-class FeatureDataset(Dataset):
-    """A split's cached features by clip id; all clips must be of one shape and dtype, the first one's.
+def records_that_fit(
+    records: list[Record], room: int, tokenize: Callable[[str], list[int]]
+) -> tuple[list[Record], int]:
+    """Records without the captions of more than `room` tokens, which a language model has no positions for.
 
-    An error is a clip's value here, not raised: a DataLoader would wrap it into its worker's traceback.
+    Returns the records that have a caption left, and how many captions were left out.
     """
-
-    def __init__(self, folder: Path, first_id: str) -> None:
-        self.folder, self.first = folder, folder / f"{first_id}.pt"
-        self.kind = _kind(cache.load(self.first))
-
-    def __getitem__(self, clip_id: str) -> Packed | Exception:
-        path = self.folder / f"{clip_id}.pt"
-        try:
-            clip = cache.load(path)
-        except (UserError, OSError) as error:
-            return error
-        if _kind(clip) != self.kind:
-            return UserError(
-                f"two kinds of features in one cache: {self.first} is {self.kind}, {path} is {_kind(clip)}; "
-                "preprocess the odd one again"
-            )
-        return clip
-
-
-def _kind(clip: Packed) -> str:
-    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
-
-
-def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
-    """Clips (N, D) to a batch (B, N, D), or the first error among them."""
-    if errors := [clip for clip in clips if isinstance(clip, Exception)]:
-        return errors[0]
-    return Packed(
-        *(None if parts[0] is None else default_collate(parts) for parts in map(list, zip(*clips, strict=True)))
-    )
-
-
-def feature_batches(
-    folder: Path | str, id_batches: list[list[str]], workers: int = 2, pin: bool = False
-) -> Iterator[Packed]:
-    """Batches (B, N, D) of cached features in the order asked for, read ahead by worker processes.
-
-    Args:
-        folder: of one split.
-        id_batches: the clip ids of each batch.
-        workers: processes that read, each at most two batches ahead; 0: this one reads, when a batch is due.
-        pin: into page-locked memory, for non-blocking copies to a GPU.
-
-    Raises, when the batch is due: UserError naming the file that is missing, damaged, or not like the first.
-    """
-    if not id_batches:
-        return
-    loader = DataLoader(
-        FeatureDataset(Path(folder), id_batches[0][0]),
-        batch_sampler=id_batches,
-        collate_fn=_collate,
-        num_workers=min(workers, len(id_batches)),
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_parent,
-        multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
-    )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """The terminal and torchrun send their signals to the whole process group: the parent answers, and ends us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork brings along
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
+    dropped = 0
+    for record in records:
+        # A token is at least one byte: only long captions need to be counted in tokens.
+        fits = [text for text in record["label"] if len(text.encode()) < room or len(tokenize(text)) <= room]
+        dropped += len(record["label"]) - len(fits)
+        record["label"] = fits
+    return [record for record in records if record["label"]], dropped

@@ -12,6 +12,7 @@ from evaluation import grounding, report, scores
 from evaluation.captioning import SplitReader, shuffled
 from evaluation.ssv2 import as_text, template_key
 from features.cache import check_same_features
+from models import checkpoint
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
@@ -24,12 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     context = DistributedContext(str(cli.device(args.device)) if args.device else None)
     layout = dataset.check_data(args.data)
+    made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
+    records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
     if context.is_main:
         files.check_writable(args.results)  # now, not after an hour's work
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
-    made = captioner.config["features"]
+    made = captioner.config["features"]  # --encoder may name it anew
     check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
-    records = dataset.usable_records(layout, args.split, args.max_missing, context, made)
     plan = Plan(args, records, layout)
     try:
         with Interrupts(at_once=True) as interrupts:

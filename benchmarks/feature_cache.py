@@ -23,6 +23,7 @@ import preprocess_something_something_v2 as preprocess
 import train
 from benchmarks import measure
 from features import cache
+from features.reader import feature_batches
 from models.vjepa2 import VideoEncoder
 from runtime import cli, files
 from runtime.files import UserError
@@ -52,7 +53,7 @@ def files_of(kind: str, size: str, folder: Path, runs: int) -> list[str]:
         cache.save(folder / f"{name}.pt", cache.quantize(torch.randn(tokens, dim), dtype, pool, grid))
 
     def read() -> None:
-        for packed in dataset.feature_batches(folder, [[name] for name in names], workers=0):
+        for packed in feature_batches(folder, [[name] for name in names], workers=0):
             cache.dequantize(packed)
 
     seconds = measure.times({kind: read}, runs)[kind]

@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work:
         if args.long:
             early, late = measure.in_child(long_run, Path(work), args.long, args.threads)
-            row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / early - 1):+.1f} %", "<= +5 %"]
+            row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / max(early, 1) - 1):+.1f} %", "<= +5 %"]
             title = f"Memory of preprocessing {args.long} clips, all processes"
             measure.report(__file__, title, ("MB early", "MB late", "growth", "wanted"), [row])
             return

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Record, feature_batches
+from dataset import Record
 from features import cache
+from features.reader import feature_batches
 from qformer import VideoCaptioner
 from runtime.distributed import DistributedContext
 from runtime.files import UserError

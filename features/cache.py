@@ -228,7 +228,9 @@ def load(path: Path | str) -> Packed:
 
 def _is_clip(values: Any, scales: Any) -> bool:
     """Whether these are the parts of one clip: dense, of a dtype that the cache knows, and of shapes that fit."""
-    if not isinstance(values, Tensor) or values.layout != torch.strided or values.ndim != 2 or values.numel() == 0:
+    if not isinstance(values, Tensor) or values.ndim != 2 or values.numel() == 0:
+        return False
+    if values.layout != torch.strided or values.device.type != "cpu":  # "meta" has no numbers
         return False
     if values.dtype != torch.int8:
         return scales is None and values.dtype in (torch.float16, torch.bfloat16, torch.float32)

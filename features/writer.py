@@ -22,6 +22,7 @@ class Writer:
         self._waiting: deque[list[Future[None]]] = deque()
 
     def __enter__(self) -> "Writer":
+        """Ready."""
         return self
 
     def __exit__(self, error_type: type | None, *_: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from runtime import cli
 from runtime.files import UserError
 
 PATIENCE = timedelta(days=1)  # longer than any rank works alone; one that dies is noticed without a time limit
@@ -31,7 +32,7 @@ class DistributedContext:
         Raises: UserError where there are more ranks than GPUs.
         """
         self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = cli.device(device)
         if self.device.type == "cuda":
             local = int(os.environ.get("LOCAL_RANK", self.device.index or 0))
             if local >= (gpus := torch.cuda.device_count()):
@@ -91,4 +92,4 @@ class DistributedContext:
         try:
             operation(*arguments)
         except RuntimeError as error:  # DistError of NCCL, and gloo's errors, which have no class of their own
-            raise Lost(f"another process of this run has ended, and the others cannot go on ({error})") from None
+            raise Lost(f"another process of this run has ended, and the others cannot go on ({error!s:.200})") from None

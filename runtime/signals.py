@@ -28,9 +28,11 @@ class Interrupts:
         self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def __enter__(self) -> "Interrupts":
+        """Already listening."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Listen no more."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

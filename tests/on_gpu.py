@@ -17,8 +17,8 @@ import train
 from features import cache
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
-from tests import tiny, videos
 from tests import reference as textbook
+from tests import tiny, videos
 
 GPU = torch.device("cuda")
 CLIPS = [[tiny.CAPTIONS[0], tiny.CAPTIONS[2]], [tiny.CAPTIONS[1]], [tiny.CAPTIONS[3], tiny.CAPTIONS[4]]]

@@ -1,9 +1,15 @@
 import json
+import multiprocessing
+import time
 
 import pytest
+import torch
 
 import dataset
+from features import cache, reader
+from runtime.distributed import DistributedContext
 from runtime.files import UserError
+from tests import tiny
 
 
 def write(path, value):
@@ -103,3 +109,122 @@ def test_captions_are_drawn_by_run_epoch_and_clip_alone():
 
 def test_captions_are_one_line_without_control_characters():
     assert dataset.clean(" a\nb\x00c\x1b[31m  d ") == "a b c [31m d"
+
+
+# ---- cached features, in batches ----
+
+
+def stacked(clips, ids):
+    parts = zip(*(clips[i] for i in ids), strict=True)
+    return [None if part[0] is None else torch.stack(part) for part in parts]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_batches_come_in_order_and_equal_to_the_files(tmp_path, dtype, workers):
+    clips = tiny.fill_cache(tmp_path, 23, dtype)
+    torch.save(torch.nn.Parameter(clips["1"].values), tmp_path / "1.pt") if dtype != "int8" else None
+    torch.save(clips["2"].values[None].clone(), tmp_path / "2.pt") if dtype != "int8" else None  # as published
+    wanted = [["3", "1"], ["22"], ["5", "5", "0"]] + [[str(i), str(22 - i)] for i in range(23)]
+    for ids, batch in zip(wanted, reader.feature_batches(tmp_path, wanted, workers), strict=True):
+        for ours, theirs in zip(batch, stacked(clips, ids), strict=True):
+            assert ours is theirs is None or torch.equal(ours, theirs)
+
+
+def test_no_batches_are_none_and_start_nothing(tmp_path):
+    assert list(reader.feature_batches(tmp_path, [])) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batches", [[["0", "odd"]], [["0"], ["1"], ["odd"]]])
+def test_two_sizes_of_features_are_refused_with_both_named(tmp_path, batches, workers):
+    tiny.fill_cache(tmp_path, 2)
+    cache.save(tmp_path / "odd.pt", cache.quantize(tiny.tokens(12, 8), "float16"))
+    with pytest.raises(UserError, match=r"0.pt is 16x8 float16, \S*odd.pt is 12x8 float16"):
+        list(reader.feature_batches(tmp_path, batches, workers))
+
+
+def test_a_float_and_an_int8_file_do_not_mix(tmp_path):
+    tiny.fill_cache(tmp_path, 1)
+    cache.save(tmp_path / "int8.pt", cache.quantize(tiny.tokens(16, 8), "int8"))
+    with pytest.raises(UserError, match="two kinds"):
+        list(reader.feature_batches(tmp_path, [["0", "int8"]]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_file_far_ahead_is_raised_in_one_line_when_its_batch_is_due(tmp_path, damage, workers):
+    tiny.fill_cache(tmp_path, 6)
+    if damage == "missing":
+        (tmp_path / "5.pt").unlink()
+    else:
+        (tmp_path / "5.pt").write_bytes((tmp_path / "5.pt").read_bytes()[:-30])
+    got = 0
+    with pytest.raises(UserError, match=r"5.pt") as error:
+        for batch in reader.feature_batches(tmp_path, [[str(i)] for i in range(6)], workers):
+            got += len(batch.values)
+    assert got == 5 and "\n" not in str(error.value)
+    assert error.value.code == (1 if damage == "missing" else 2)
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_workers_at_once(tmp_path):
+    tiny.fill_cache(tmp_path, 1)
+    batches = reader.feature_batches(tmp_path, [["0"]] * 100, workers=2)
+    next(batches)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 3 and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_leaves_the_random_numbers_of_dropout_alone(tmp_path, workers):
+    tiny.fill_cache(tmp_path, 1)
+    before = torch.get_rng_state()
+    list(reader.feature_batches(tmp_path, [["0"]] * 3, workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- an epoch's plan ----
+
+
+def test_an_epochs_plan_holds_every_clip_once_and_distinct_captions():
+    records = [{"id": str(clip), "label": [f"{clip} {n}" for n in range(clip % 4 + 1)]} for clip in range(21)]
+    steps = dataset.plan_epoch(records, batch_size=4, accumulate=3, captions_per_clip=3, seed=0, epoch=0)
+    drawn = [clip for step in steps for batch in step.batches for clip in batch]
+    assert sorted(clip_id for clip_id, _ in drawn) == sorted(record["id"] for record in records)
+    assert [len(step.batches) for step in steps] == [3, 3]
+    for clip_id, captions in drawn:
+        assert len(set(captions)) == len(captions) == min(3, int(clip_id) % 4 + 1)
+    assert dataset.plan_epoch(records[::-1], 4, 3, 3, seed=0, epoch=0) == steps  # whatever the file's order
+    assert dataset.plan_epoch(records, 4, 3, 3, seed=0, epoch=1) != steps
+
+
+# ---- clips without features ----
+
+
+def test_clips_without_features_are_counted_and_refused_beyond_what_is_allowed(tmp_path, capsys):
+    layout = dataset.Layout(tiny.make_dataset(tmp_path / "my data"))
+    (layout.features / "train" / "3.pt").unlink()
+    found = dataset.usable_records(layout, "train", 10.0, DistributedContext())
+    assert [record["id"] for record in found] == ["1", "2", *map(str, range(4, 11))]
+    assert capsys.readouterr().out == "train: 1 clips have no features and are left out\n"
+    with pytest.raises(UserError, match=r"1 of 10 train clips have no features .*first is 3.*--max-missing") as error:
+        dataset.usable_records(layout, "train", 9.0, DistributedContext())
+    assert f"--data '{layout.data}' --splits train --encoder tiny-encoder --num-frames 4" in str(error.value)
+
+
+def test_a_split_without_any_features_names_the_command_that_makes_them_like_the_others(tmp_path):
+    layout = dataset.Layout(tiny.make_dataset(tmp_path / "data"))
+    made = {**tiny.features_config("other").to_dict(), "crop": True, "pool": 2, "dtype": "int8"}
+    for path in layout.features.glob("validation/*.pt"):
+        path.unlink()
+    with pytest.raises(UserError, match="all 5 validation clips have no features") as error:
+        dataset.usable_records(layout, "validation", 100.0, DistributedContext(), made)
+    assert "--splits validation --encoder tiny-encoder --num-frames 4" in str(error.value)  # the folder's own
+    assert "--max-missing" not in str(error.value)
+    (layout.features / "config.json").unlink()
+    with pytest.raises(UserError, match="--encoder other --num-frames 4 --crop --dtype int8 --pool 2"):
+        dataset.usable_records(layout, "validation", 100.0, DistributedContext(), made)
+    with pytest.raises(UserError, match=r"--splits validation$"):
+        dataset.usable_records(layout, "validation", 100.0, DistributedContext())

@@ -159,7 +159,7 @@ def test_without_any_features_the_command_that_makes_them_is_named(run, tmp_path
     shutil.copytree(run / "data", tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "features")
     words = ["--data", str(tmp_path / "data"), "--checkpoint", str(run / "checkpoint.pt"), "--results", str(tmp_path)]
-    with pytest.raises(UserError, match="none of the 5 .* --splits validation .*--encoder tiny-encoder") as error:
+    with pytest.raises(UserError, match="all 5 .* --splits validation .*--encoder tiny-encoder") as error:
         evaluate.main(words)
     assert "--max-missing" not in str(error.value)
 

@@ -116,14 +116,20 @@ def test_only_the_qformer_learns_and_the_loss_falls(data, models, tmp_path):
 
 def test_the_best_checkpoint_is_never_replaced_by_a_worse_one(data, models, tmp_path, monkeypatch):
     scores = iter([0.1, 0.5, 0.2])
-    monkeypatch.setattr(train.metrics, "cider", lambda *_: next(scores))
+    monkeypatch.setattr(train.ngrams, "cider", lambda *_: next(scores))
     run_train(data, models, tmp_path, epochs=3)
     best = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)
     assert best["epoch"] == 2 and best["progress"]["history"][-1]["CIDEr"] == 0.5
-    (tmp_path / "checkpoint.pt").unlink()  # another run in the same place, and a worse one
-    monkeypatch.setattr(train.metrics, "cider", lambda *_: 0.4)
-    run_train(data, models, tmp_path, epochs=1)
-    assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_new_run_moves_another_runs_best_checkpoint_aside_and_says_so(data, models, tmp_path, capsys):
+    run_train(data, models, tmp_path, epochs=2)
+    best = (tmp_path / "checkpoint_best.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").unlink()
+    run_train(data, models, tmp_path, epochs=1, seed=3)
+    assert f"{tmp_path / 'checkpoint_best_before.pt'} now" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint_best_before.pt").read_bytes() == best
+    assert torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["epoch"] == 1
 
 
 def test_a_run_in_two_halves_equals_one_undisturbed(data, models, tmp_path):
@@ -234,7 +240,7 @@ def test_mistakes_are_one_line_with_exit_code_2_and_overwrite_nothing(data, mode
             train.main(flags(**{"data": data, "models": models, "out": tmp_path, **changes}))
         assert "\n" not in str(error.value)
     script = processes.Script("train", flags(data, models, tmp_path, batch_size=0), tmp_path / "log")
-    assert script.wait() == 2 and "0 is not 1 or more" in script.said()
+    assert script.wait() == 2 and "not a whole number, 1 or more" in script.said()
     assert {path: path.read_bytes() for path in before} == before
 
 

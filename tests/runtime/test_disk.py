@@ -81,7 +81,7 @@ def models(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch):
     """Which takes a second a call."""
-    monkeypatch.setattr(train.metrics, "cider", lambda *_: 0.0)
+    monkeypatch.setattr(train.ngrams, "cider", lambda *_: 0.0)
     found = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *more: None if name == "java" else found(name, *more))
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_written_is_found_before_the_work(models, disk, tmp_path,
     def work(*_):
         raise AssertionError("it began")
 
-    monkeypatch.setattr(train.Trainer, "train", work)
+    monkeypatch.setattr(train, "train", work)
     monkeypatch.setattr(evaluate, "evaluate", work)
     with disk.read_only() as reason:
         for main, words in ((train.main, training(data, models, out, 2)), (evaluate.main, evaluation)):
@@ -195,7 +195,7 @@ def test_a_file_that_vanishes_ends_the_run_with_one_line_and_code_1(models, tmp_
     if script == "evaluate":
         words = f"--data {data} --checkpoint {tmp_path}/checkpoint.pt --results {tmp_path}/out --batch-size 1".split()
     main = {"train": train.main, "evaluate": evaluate.main}[script]
-    place = (train.Trainer, "_train_epoch") if script == "train" else (evaluate, "evaluate")
+    place = (train, "train_epoch") if script == "train" else (evaluate, "evaluate")
     begin = getattr(*place)
 
     def begin_without(*arguments):

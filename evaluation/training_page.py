@@ -1,0 +1,33 @@
+"""The page of a training run: its curves, and the last epoch's captions of the validation split."""
+
+from pathlib import Path
+from typing import Any
+
+from dataset import Layout, Record
+from evaluation import report, scores
+from runtime import files, provenance
+
+
+def write_training_page(results: Path, history: list[dict[str, Any]], records: list[Record], layout: Layout) -> str:
+    """Write losses.png and training/index.html into `results`; returns a line that says so.
+
+    history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; records: the validation split's.
+    """
+    report.save_curves(results / "losses.png", history)
+    epoch = history[-1]["epoch"]
+    path = results / f"validation_epoch_{epoch}.json"
+    predictions = files.read_json(path, "the last predictions")["predictions"]
+    records = [record for record in records if record["id"] in predictions]
+    predictions = {record["id"]: predictions[record["id"]] for record in records}
+    result = scores.Scorer(records, layout).scores(predictions, meteor=False)
+    page = results / "training" / "index.html"
+    report.write_page(
+        page,
+        f"Training, epoch {epoch}",
+        report.gallery(result["predictions"], layout, page),
+        history=history,
+        scores=scores.table(result),
+        made_by=" at ".join(filter(None, provenance.made_by().values())),
+        confused=result.get("ssv2", {}).get("confused"),
+    )
+    return f"curves: {results / 'losses.png'}, page: {page}"
