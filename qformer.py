@@ -270,8 +270,6 @@ class VideoCaptioner(
         with self._inference():
             return language.log_likelihood(self.lm, self.prefix(features), *self._build_inputs(texts))
 
-    losses, score = per_caption_nll, log_likelihood  # the old names, until all callers have moved
-
     def generate(self, features: Tensor, max_new_tokens: int = 50, num_beams: int = 1) -> list[str]:
         """Caption clips without sampling: greedy, or beam search; (B, N, D) -> B captions.
 

@@ -52,13 +52,13 @@ def test_absorbed_attention_equals_the_textbook_in_float32():
 
 def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
     on_cpu, on_gpu = captioners()
-    losses = [captioner.losses(some_features().to(captioner.device), CLIPS) for captioner in (on_cpu, on_gpu)]
+    losses = [captioner.per_caption_nll(some_features().to(captioner.device), CLIPS) for captioner in (on_cpu, on_gpu)]
     torch.testing.assert_close(losses[1].cpu(), losses[0], rtol=0.05, atol=0.05)
     for loss in losses:
         loss.mean().backward()
     ours, theirs = (captioner.qformer.query_tokens.grad.cpu() for captioner in (on_gpu, on_cpu))
     assert (ours - theirs).norm() / theirs.norm() < 0.1
-    scores = [captioner.score(some_features().to(captioner.device), tiny.CAPTIONS) for captioner in (on_cpu, on_gpu)]
+    scores = [captioner.log_likelihood(some_features().to(captioner.device), tiny.CAPTIONS) for captioner in (on_cpu, on_gpu)]
     torch.testing.assert_close(scores[1].cpu(), scores[0], rtol=0.05, atol=0.05)
 
 
