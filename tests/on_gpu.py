@@ -58,7 +58,9 @@ def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
         loss.mean().backward()
     ours, theirs = (captioner.qformer.query_tokens.grad.cpu() for captioner in (on_gpu, on_cpu))
     assert (ours - theirs).norm() / theirs.norm() < 0.1
-    scores = [captioner.log_likelihood(some_features().to(captioner.device), tiny.CAPTIONS) for captioner in (on_cpu, on_gpu)]
+    scores = [
+        captioner.log_likelihood(some_features().to(captioner.device), tiny.CAPTIONS) for captioner in (on_cpu, on_gpu)
+    ]
     torch.testing.assert_close(scores[1].cpu(), scores[0], rtol=0.05, atol=0.05)
 
 
