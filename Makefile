@@ -30,7 +30,7 @@ demo: .venv/installed
 	$(RUN) train.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) $(RECIPE)
 	$(RUN) evaluate.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --split test \
 		--actions --grounding --copy-videos
-	$(RUN) infer.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --num-samples 10 --gif
+	$(RUN) infer.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --num-samples 10 --gif --copy-videos
 	@echo "Captions: $(RESULTS)/index.html   Ten clips: $(RESULTS)/inference/index.html   Scores: $(RESULTS)/evaluation.json"
 
 test: .venv/installed-test
