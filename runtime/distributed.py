@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from runtime import cli
 from runtime.files import UserError
@@ -67,6 +67,12 @@ class DistributedContext:
         """The sum over ranks, in place, on every rank. Raises: Lost."""
         self._together(distributed.all_reduce, tensor)
         return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """All ranks' gradients together, in place, as one process would have them. Raises: Lost."""
+        for parameter in parameters if self.world_size > 1 else ():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.all_reduce(parameter.grad)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give all ranks the main one's numbers, in place. Raises: Lost."""

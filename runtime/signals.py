@@ -49,3 +49,8 @@ class Interrupts:
         """Raise Interrupted if a signal has come."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def stop_with_others(self) -> None:
+        """Raise Interrupted where another rank was asked to stop, if not this one."""
+        self.received = self.received or signal.SIGTERM
+        self.check()
