@@ -42,27 +42,28 @@ class Clip:
 
     id: str  # the test set's, or the name of what is written for it
     path: Path
-    name: str = ""  # of its files in the results' folder
     references: list[str] = field(default_factory=list)
+    error: str | None = None  # why there is no caption at all
+    name: str = ""  # of its files in the results' folder
     decoded: list[Decoded] = field(default_factory=list)  # the clip or its windows, without their frames
     captions: list[str | None] = field(default_factory=list)  # one for each of these
-    error: str | None = None  # why there is no caption at all
     shown: int = 0  # segments that are on the screen
 
     @property
-    def windows(self) -> list[tuple[float, float]]:
-        """The windows [start, end) of a long video, in seconds; none for a clip that is captioned as a whole."""
-        return [(part.start, part.end) for part in self.decoded if part.start is not None]
+    def is_windowed(self) -> bool:
+        """Whether it is captioned in windows."""
+        return bool(self.decoded) and self.decoded[0].start is not None
 
     @property
     def segments(self) -> list[subtitles.Segment]:
         """The captions of a windowed video, merged."""
-        return subtitles.segments(self.windows, self.captions) if self.windows else []
+        windows = [(part.start, part.end) for part in self.decoded]
+        return subtitles.segments(windows, self.captions) if self.is_windowed else []
 
     @property
     def prediction(self) -> str | None:
         """The clip's caption; a windowed video has one where all its windows say the same."""
-        captions = [part.caption for part in self.segments] if self.windows else self.captions
+        captions = [part.caption for part in self.segments] if self.is_windowed else self.captions
         return captions[0] if len(captions) == 1 and not self.error else None
 
     @property
@@ -99,17 +100,15 @@ def main(argv: list[str] | None = None) -> int:
         results = Results(clips, folder, captioner.config, args, provenance.made_by(argv))
         try:
             with Interrupts(at_once=True):
-                caption_clips(captioner, clips, args, workers, results)
-                results.write()
+                try:
+                    caption_clips(captioner, clips, args, workers, results)
+                finally:
+                    results.write_texts()
+                results.write_media()  # last: where it fills the disk, the captions are there
         except Interrupted as stop:
-            results.write_texts()
             done = sum(clip.is_done for clip in clips)
             print(f"{stop}: {done:,} of {len(clips):,} videos are done; their captions are in {folder}")
             return stop.code
-        except OSError:  # a full disk, say: there may be room for the captions
-            with contextlib.suppress(OSError):
-                results.write_texts()
-            raise
     failed = sum(clip.error is not None for clip in clips)
     print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
     return 1 if failed == len(clips) else 0
@@ -160,14 +159,11 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     """
     ids = sorted(record["id"] for record in dataset.read_split(data, "test"))
     random.Random(seed).shuffle(ids)
-    layout, answers = dataset.Layout(data), dataset.read_answers(data)
-    clips = []
+    layout, answers, clips = dataset.Layout(data), dataset.read_answers(data), []
     for clip_id in ids[:count]:
         path = layout.video(clip_id) or layout.videos / f"{clip_id}.webm"
-        clip = Clip(clip_id, path)
-        clip.references = [answers[clip_id]] if clip_id in answers else []
-        clip.error = None if path.is_file() else f"there is no video {path} (or .mp4)"
-        clips.append(clip)
+        error = None if path.is_file() else f"there is no video {path} (or .mp4)"
+        clips.append(Clip(clip_id, path, [answers[clip_id]] if clip_id in answers else [], error))
     if all(clip.error for clip in clips):
         raise UserError(f"{clips[0].error}, nor of the other test clips that were drawn; download SSv2's videos")
     return clips
@@ -185,11 +181,11 @@ def caption_clips(
     captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, workers: Workers, results: "Results"
 ) -> None:
     """Decode in workers, caption in batches, and tell and save each video's captions when it is done."""
-    look = (captioner.encoder.transform, captioner.encoder.frames)
-    paths = [(clip, clip.path) for clip in clips if not clip.error]
     for clip in clips:
         if clip.error:
             tell(clip)
+    look = (captioner.encoder.transform, captioner.encoder.frames)
+    paths = [(clip, clip.path) for clip in clips if not clip.error]
     if args.window:
         decoded = read_windows(workers, paths, *look, args.window, args.stride)
     else:
@@ -206,32 +202,33 @@ def caption_clips(
 
 def tell(clip: Clip) -> None:
     """What is new of a video's captions, or why there are none, on the screen."""
-    name = files.printable(clip.id)
+    name, lines = clip.id, []
     if clip.error:
-        tqdm.write(f"{name}: failed: {files.printable(clip.error)}")
-    elif clip.windows:
-        tell_segments(clip)
+        lines.append(f"failed: {clip.error}")
+    elif clip.is_windowed:
+        lines += new_segments(clip)
     else:
-        answer = "".join(f"  (answer: {files.printable(text)})" for text in clip.references)
-        tqdm.write(f"{name}: {files.printable(clip.prediction)}{answer}")
+        lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
     if clip.warning and clip.is_done:
-        tqdm.write(f"{name}: {clip.warning}")
-    if clip.prediction is not None and not clip.windows and not clip.references:
+        lines.append(clip.warning)
+    for line in lines:
+        tqdm.write(files.printable(f"{name}: {line}"))
+    if not (clip.error or clip.is_windowed or clip.references):
         with contextlib.suppress(VideoError):
             if (seconds := read_duration(clip.path)) >= LONG:
-                tqdm.write(f"{files.printable(clip.path.name)}: {seconds:.0f} s; --window 4 captions it in parts")
+                tqdm.write(files.printable(f"{clip.path.name}: {seconds:.0f} s; --window 4 captions it in parts"))
 
 
-def tell_segments(clip: Clip) -> None:
+def new_segments(clip: Clip) -> list[str]:
     """The segments that ended with the window that came last: the one that goes on may become longer."""
-    name, captions = files.printable(clip.id), clip.captions
-    if clip.shown < LINES_SHOWN and (clip.is_done or captions[-2:-1] != captions[-1:]):
-        ended = clip.segments if clip.is_done else clip.segments[:-1]
-        for part in ended[clip.shown : LINES_SHOWN]:
-            tqdm.write(f"{name} {part.start:.1f}-{part.end:.1f} s: {files.printable(part.caption)}")
-        clip.shown = max(clip.shown, min(len(ended), LINES_SHOWN))
-    if clip.is_done and (more := len(clip.segments) - LINES_SHOWN) > 0:
-        tqdm.write(f"{name}: {more:,} more in {Path(clip.name).with_suffix('.srt')}")
+    if clip.shown >= LINES_SHOWN and not clip.is_done:
+        return []
+    ended = clip.segments if clip.is_done else clip.segments[:-1]
+    lines = [f"{start:.1f}-{end:.1f} s: {caption}" for start, end, caption in ended[clip.shown : LINES_SHOWN]]
+    clip.shown = len(ended)
+    if len(ended) > LINES_SHOWN and clip.is_done:
+        lines.append(f"{len(ended) - LINES_SHOWN:,} more in {Path(clip.name).with_suffix('.srt')}")
+    return lines
 
 
 # ---- results ----
@@ -276,30 +273,29 @@ class Results:
             "error": clip.error,
             "warning": clip.warning,
         }
-        if clip.windows:
+        if clip.is_windowed:
             row["segments"] = [part._asdict() for part in clip.segments]
             row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
         return row
-
-    def write(self) -> None:
-        """Everything; videos and GIFs last: where they fill the disk, the captions are there."""
-        self.write_texts()
-        for clip in self.captioned:
-            if self.args.copy_videos and (copy := self.folder / clip.name).resolve() != clip.path.resolve():
-                files.copy(clip.path, copy)
-            if self.args.gif:
-                try:
-                    write_gif(clip, self.folder)
-                except (VideoError, UserError) as error:
-                    print(f"{files.printable(clip.id)}: no GIF: {files.printable(str(error))}")
 
     def write_texts(self) -> None:
         """results.json, the subtitles and the page of what is captioned so far."""
         self.save()
         for clip in self.captioned:
-            if clip.windows:
+            if clip.is_windowed:
                 self.write_subtitles(clip)
         self.write_page()
+
+    def write_media(self) -> None:
+        """The copies of the videos, and the GIFs, where they are asked for."""
+        for clip in self.captioned:
+            if self.args.copy_videos:
+                files.copy(clip.path, self.folder / clip.name)
+            if self.args.gif:
+                try:
+                    write_gif(clip, self.folder)
+                except (VideoError, UserError) as error:
+                    print(files.printable(f"{clip.id}: no GIF: {error}"))
 
     @property
     def captioned(self) -> list[Clip]:
@@ -313,7 +309,7 @@ class Results:
         files.write_text(path.with_suffix(".vtt"), subtitles.vtt(clip.segments))
         content = {
             "video": clip.name,
-            "duration": round(clip.windows[-1][1], 3),
+            "duration": round(clip.decoded[-1].end, 3),
             "window": self.args.window,
             "stride": self.args.stride,
             "segments": [part._asdict() for part in clip.segments],
