@@ -43,7 +43,7 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
         raise UserError(f"the language model {name!r} lacks {len(missing)} of its weights; download it again")
     lm = lm.to(device).eval()
     # Folders of instruct models ask for sampling and more, which generate() would take from here.
-    lm.generation_config = GenerationConfig(eos_token_id=lm.generation_config.eos_token_id)
+    lm.generation_config = GenerationConfig(eos_token_id=getattr(lm.generation_config, "eos_token_id", None))
     if reason := why_it_cannot_caption(lm):
         raise UserError(f"the language model {name!r} cannot write captions ({reason}); choose another --llm")
     return lm, tokenizer
