@@ -217,16 +217,10 @@ class VideoCaptioner(
     def loss(
         self, features: Tensor, captions: Captions, weights: Sequence[float] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """How badly the language model predicts the captions, in nats a token.
+        """The mean over captions of each caption's mean loss over its tokens and EOS, in nats a token: a scalar.
 
-        Args:
-            features: (B, N, D).
-            captions: one caption a clip, or a list of captions for each clip.
-            weights: one for each caption, in order; default 1 / (number of captions), the mean.
-            mask: bool (B, N), True for real patch tokens.
-
-        Returns:
-            A scalar: the mean over captions of each caption's mean over its tokens and EOS.
+        `features`: (B, N, D); `captions`: one a clip, or a list for each; `weights`: one for each caption, in order
+        (default: the mean); `mask`: bool (B, N), True for real patch tokens.
         """
         nll = self.per_caption_nll(features, captions, mask)
         return nll.mean() if weights is None else (nll * torch.tensor(weights, device=nll.device)).sum()
