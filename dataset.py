@@ -22,6 +22,7 @@ from runtime.files import UserError
 DEFAULT_DATA = Path("data/something-something-v2")
 READY = {"train": "train_ready.json", "validation": "val_ready.json", "test": "test_ready.json"}
 SPLITS = tuple(READY)
+PARAPHRASE_PARTS = ("ssv2_paraphrase/**/*.json", "ssv2_paraphrase_*.json", "train/ssv2_paraphrase_*.json")
 CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -40,16 +41,16 @@ class Layout:
 
     def video(self, clip_id: str) -> Path | None:
         """The clip's file, webm or mp4, or None."""
-        paths = (self.videos / f"{check_id(clip_id)}{suffix}" for suffix in (".webm", ".mp4"))
+        paths = (self.videos / f"{clip_id}{suffix}" for suffix in (".webm", ".mp4"))
         return next((path for path in paths if path.is_file()), None)
 
     def ready(self, split: str) -> Path:
         """The file of caption lists that prepare_annotations.py writes."""
-        return self.annotations / READY[check_split(split)]
+        return self.annotations / READY[split]
 
     def feature_folder(self, split: str) -> Path:
         """The folder of a split's cached features."""
-        return self.features / check_split(split)
+        return self.features / split
 
     def labels_file(self, name: str) -> Path | None:
         """A file of the labels folder by its new name or its older one (something-something-v2-<name>), or None."""
@@ -58,29 +59,11 @@ class Layout:
         return next((path for path in paths if path.is_file()), None)
 
 
-def check_split(split: str) -> str:
-    """The split's name. Raises: UserError for one that SSv2 does not have."""
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}: SSv2 has {', '.join(SPLITS)}")
-    return split
-
-
-def check_id(clip_id: Any) -> str:
-    """A clip id as text. Raises: UserError for one that is not a plain file name (it could leave the folder)."""
-    text = str(clip_id) if isinstance(clip_id, str | int) and not isinstance(clip_id, bool) else ""
-    if not _SAFE_ID.fullmatch(text):
-        raise UserError(f"the clip id {clip_id!r:.80} is not a plain name of letters, digits, '_', '-' and '.'")
-    return text
-
-
 def check_data(data: Path | str) -> Layout:
     """The dataset's layout. Raises: UserError where there is no dataset."""
-    layout = Layout(data)
-    if not layout.data.is_dir():
-        raise UserError(
-            f"there is no dataset at {layout.data}; give --data the folder that holds labels/ and the videos"
-        )
-    return layout
+    if not Path(data).is_dir():
+        raise UserError(f"there is no dataset at {data}; give --data the folder that holds labels/ and the videos")
+    return Layout(data)
 
 
 def read_split(data: Path | str, split: str) -> list[Record]:
@@ -88,34 +71,22 @@ def read_split(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
     """
-    layout, name = check_data(data), f"{check_split(split)}.json"
-    path = layout.labels_file(name)
-    if path is None:
-        raise UserError(
-            f"the {split} labels: there is no {layout.labels / name}; download SSv2's labels into that folder"
-        )
-    return _check_records(files.read_json(path, f"the {split} labels"), path)
+    path, content = _read_labels(data, f"{split}.json", f"the {split} labels")
+    return _check_records(content, path)
 
 
 def read_ready(data: Path | str, split: str) -> list[Record]:
-    """A split's records with their caption lists, as prepare_annotations.py wrote them.
+    """A split's records with their caption lists, as prepare_annotations.py wrote them; clips without one are left out.
 
-    Raises: UserError where the file is missing (prepare_annotations.py makes it) or of another form.
+    Raises: UserError where the file is missing (prepare_annotations.py makes it), of another form, or without captions.
     """
-    layout = check_data(data)
-    path = layout.ready(split)
+    path = check_data(data).ready(split)
     if not path.is_file():
-        raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {layout.data}")
+        raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {data}")
     records = _check_records(files.read_json(path, f"the {split} captions"), path)
     for record in records:
         if not _is_texts(record.get("label")):
             raise UserError(f"{path}: the label of clip {record['id']} is not a list of captions")
-    return records
-
-
-def without_empty(records: list[Record], path: Path) -> list[Record]:
-    """Records with captions that are on one line and not empty. Raises: UserError where none is left."""
-    for record in records:
         record["label"] = [caption for caption in map(clean, record["label"]) if caption]
     kept = [record for record in records if record["label"]]
     if not kept:
@@ -123,28 +94,36 @@ def without_empty(records: list[Record], path: Path) -> list[Record]:
     return kept
 
 
-def _check_records(value: Any, path: Path) -> list[Record]:
-    """Records with safe ids, each once, and captions, templates and placeholders of the right kind."""
-    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
-        raise UserError(f"{path} is not a list of records; download or prepare it again")
-    if not value:
-        raise UserError(f"{path} holds no clips; download or prepare it again")
+def _read_labels(data: Path | str, name: str, what: str) -> tuple[Path, Any]:
+    """A JSON file of SSv2's labels: where it is, and what it holds."""
+    layout = check_data(data)
+    path = layout.labels_file(name)
+    if path is None:
+        raise UserError(f"{what}: there is no {layout.labels / name}; download SSv2's labels into that folder")
+    return path, files.read_json(path, what)
+
+
+def _check_records(records: Any, path: Path) -> list[Record]:
+    """Records with safe ids, each once, and templates and placeholders of the right kind."""
+    if not records or not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} holds no clips (it is to be a list of records); download or prepare it again")
     seen = set()
-    for number, record in enumerate(value):
-        if "id" not in record:
-            raise UserError(f"{path}: record {number} has no id")
-        try:
-            record["id"] = check_id(record["id"])
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        if record["id"] in seen:
-            raise UserError(f"{path}: the clip {record['id']} is there twice; remove one")
-        seen.add(record["id"])
-        if not isinstance(record.get("template") or "", str):
-            raise UserError(f"{path}: the template of clip {record['id']} is not text")
-        if not _is_texts(record.get("placeholders") or []):
-            raise UserError(f"{path}: the placeholders of clip {record['id']} are not a list of words")
-    return value
+    for record in records:
+        record["id"] = clip_id = _check_id(record.get("id"), path)
+        if clip_id in seen:
+            raise UserError(f"{path}: the clip {clip_id} is there twice; remove one")
+        seen.add(clip_id)
+        if not _is_texts([record.get("template") or ""]) or not _is_texts(record.get("placeholders") or []):
+            raise UserError(f"{path}: the template or the placeholders of clip {clip_id} are not text")
+    return records
+
+
+def _check_id(clip_id: Any, path: Path) -> str:
+    """A clip id as text. Raises: UserError for one that is not a plain file name (it could leave the folder)."""
+    text = str(clip_id) if type(clip_id) in (int, str) else ""
+    if not _SAFE_ID.fullmatch(text):
+        raise UserError(f"{path}: the clip id {clip_id!r:.80} is not a plain name of letters, digits, '_', '-' and '.'")
+    return text
 
 
 def _is_texts(value: Any) -> bool:
@@ -153,17 +132,13 @@ def _is_texts(value: Any) -> bool:
 
 def read_templates(data: Path | str) -> list[str]:
     """The action templates, in the order of their numbers. Raises: UserError where labels.json does not hold them."""
-    layout = check_data(data)
-    path = layout.labels_file("labels.json")
-    if path is None:
-        raise UserError(f"the templates: there is no {layout.labels / 'labels.json'}; download SSv2's labels")
-    numbers = files.read_json(path, "the templates")
+    path, numbers = _read_labels(data, "labels.json", "the templates")
     try:
         templates = sorted(numbers, key=lambda template: int(numbers[template]))
     except (TypeError, ValueError, KeyError, OverflowError):  # JSON has infinite numbers
-        raise UserError(f"the templates: {path} does not map templates to numbers; download it again") from None
+        templates = []
     if not templates:
-        raise UserError(f"the templates: {path} holds none; download it again")
+        raise UserError(f"the templates: {path} does not map templates to numbers; download it again")
     return templates
 
 
@@ -173,13 +148,14 @@ def read_answers(data: Path | str) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=";") if row]
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter=";"))
+        if any(len(row) == 1 for row in rows):
+            raise ValueError("a line has no `;`")
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
-        raise UserError(f"the test answers: {path} is not a table in UTF-8 ({error}); download it again") from None
-    if any(len(row) < 2 for row in rows):
-        raise UserError(f"the test answers: {path} has lines that are not `id;label`; download it again")
-    return {check_id(row[0].strip()): clean(";".join(row[1:])) for row in rows}
+        raise UserError(
+            f"the test answers: {path} is not a table of `id;label` in UTF-8 ({error}); download it again"
+        ) from None
+    return {_check_id(row[0].strip(), path): clean(";".join(row[1:])) for row in rows if row}
 
 
 def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -> dict[str, list[str]]:
@@ -188,24 +164,21 @@ def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -
     `path` is a file or folder; None looks for ssv2_paraphrase.json, then for its parts, under the dataset's folder.
     Raises: UserError where a named path is missing, or a file is not {"<id>": ["...", ...]}.
     """
-    root = Path(data)
-    if path is None:  # one file, a folder of its parts, or the parts where they were unpacked
-        path = next((p for p in (root / "ssv2_paraphrase.json", root / "ssv2_paraphrase") if p.exists()), None)
-    parts = sorted(root.glob("ssv2_paraphrase_*.json")) + sorted(root.glob("train/ssv2_paraphrase_*.json"))
     merged: dict[str, list[str]] = {}
-    for part in parts if path is None else _json_files(Path(path)):
+    for part in _paraphrase_files(path, Path(data)):
         content = files.read_json(part, "the paraphrases")
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not all(map(_is_texts, content.values())):
             raise UserError(f"the paraphrases: {part} does not map clip ids to lists of captions")
         for clip_id, texts in content.items():
-            if not _is_texts(texts):
-                raise UserError(f"the paraphrases: {part}: those of clip {clip_id!r:.80} are not a list of captions")
             merged.setdefault(clip_id, []).extend(texts)
     return merged
 
 
-def _json_files(path: Path) -> list[Path]:
-    found = [path] if path.is_file() else sorted(path.rglob("*.json")) if path.is_dir() else []
+def _paraphrase_files(path: Path | str | None, data: Path) -> list[Path]:
+    if path is None:
+        whole = data / "ssv2_paraphrase.json"
+        return [whole] if whole.is_file() else [part for parts in PARAPHRASE_PARTS for part in sorted(data.glob(parts))]
+    found = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.json"))
     if not found:
         raise UserError(f"the paraphrases: there is no file or folder of .json parts at {path}")
     return found
@@ -225,21 +198,19 @@ def usable_records(
     `made`: what made a checkpoint's features, for the command in the error where there are no features at all.
     Raises: UserError as `read_ready`, and where more than `max_missing` percent of the clips have no features.
     """
-    records = without_empty(read_ready(layout.data, split), layout.ready(split))
-    folder = layout.feature_folder(split)
+    records, folder = read_ready(layout.data, split), layout.feature_folder(split)
     cached = {path.stem for path in folder.glob("*.pt")}
     found = [record for record in records if record["id"] in cached]
-    missing = len(records) - len(found)
-    if not found or missing > len(records) * max_missing / 100:
-        first = next(record["id"] for record in records if record["id"] not in cached)
-        clips = f"{missing:,} of {len(records):,}" if found else f"all {missing:,}"
+    missing = [record["id"] for record in records if record["id"] not in cached]
+    if not found or len(missing) > len(records) * max_missing / 100:
+        clips = f"{len(missing):,} of {len(records):,}" if found else f"all {len(missing):,}"
         raise UserError(
-            f"{clips} {split} clips have no features in {folder} (the first is {first}); "
+            f"{clips} {split} clips have no features in {folder} (the first is {missing[0]}); "
             + ("allow more with --max-missing, or " if found else "")
             + f"run {_preprocess_command(layout, split, made)}"
         )
     if missing:
-        context.print_main(f"{split}: {missing:,} clips have no features and are left out")
+        context.print_main(f"{split}: {len(missing):,} clips have no features and are left out")
     return found
 
 
@@ -272,10 +243,9 @@ def plan_epoch(
 
     The clips' order depends on run and epoch only, a clip's captions on run, epoch and clip.
     """
-    by_id = {record["id"]: record for record in records}
-    order = sorted(by_id)
+    order = sorted(records, key=lambda record: record["id"])
     random.Random(f"{seed} {epoch}").shuffle(order)
-    drawn = [(clip_id, draw_captions(by_id[clip_id], captions_per_clip, seed, epoch)) for clip_id in order]
+    drawn = [(record["id"], draw_captions(record, captions_per_clip, seed, epoch)) for record in order]
     batches = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
     return [Step(batches[start : start + accumulate]) for start in range(0, len(batches), accumulate)]
 

@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     paraphrases = dataset.read_paraphrases(args.paraphrases, args.data)
     train, dropped = caption_lists(dataset.read_split(args.data, "train"), paraphrases)
     ready = {"train": train}
-    ready["validation"], dropped_validation = caption_lists(dataset.read_split(args.data, "validation"), {})
-    dropped += dropped_validation
+    ready["validation"], more = caption_lists(dataset.read_split(args.data, "validation"), {})
+    dropped += more
     if answers := dataset.read_answers(args.data):
         # labels.json has no brackets; the records' templates say where the placeholders are.
         written = [record["template"] for record in train if record["template"]]

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from models import checkpoint
+from models import checkpoint, pretrained
 from models import language_model as language
 from models.video_files import CaptionsFiles
 from runtime.files import UserError
+
+Captions = Sequence[str] | Sequence[Sequence[str]]  # one a clip, or a list for each
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -80,13 +82,8 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(dim, num_heads, dropout, batch_first=True)
         self.cross_attn = AbsorbedCrossAttention(dim, num_heads, dropout, batch_first=True)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_ratio * dim),
-            nn.GELU(),
-            nn.Dropout(mlp_dropout),
-            nn.Linear(mlp_ratio * dim, dim),
-            nn.Dropout(mlp_dropout),
-        )
+        wide, narrow = nn.Linear(dim, mlp_ratio * dim), nn.Linear(mlp_ratio * dim, dim)
+        self.mlp = nn.Sequential(wide, nn.GELU(), nn.Dropout(mlp_dropout), narrow, nn.Dropout(mlp_dropout))
 
     def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None) -> Tensor:
         """(B, Q, C) or (1, Q, C) queries and (B, N, D) patch tokens to (B, Q, C)."""
@@ -115,16 +112,8 @@ class QFormer(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"the width {dim} does not divide by {num_heads} heads")
-        self.config = {
-            "num_queries": num_queries,
-            "dim": dim,
-            "visual_dim": visual_dim,
-            "num_heads": num_heads,
-            "depth": depth,
-            "mlp_ratio": mlp_ratio,
-            "dropout": dropout,
-            "mlp_dropout": mlp_dropout,
-        }
+        self.config = {"num_queries": num_queries, "dim": dim, "visual_dim": visual_dim, "num_heads": num_heads}
+        self.config |= {"depth": depth, "mlp_ratio": mlp_ratio, "dropout": dropout, "mlp_dropout": mlp_dropout}
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, dim) * 0.02)
         self.visual_proj = nn.Linear(visual_dim, dim)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, dropout, mlp_dropout) for _ in range(depth))
@@ -162,7 +151,7 @@ class VideoCaptioner(
         self.tokenizer, self.qformer, self.prompt = tokenizer, qformer, prompt
         self.config = {"llm": None, "features": None, "caption_space": True, **(config or {}), "prompt": prompt}
         self.config |= {"llm_weights": language.fingerprint(lm), "qformer": qformer.config}
-        self.config["llm"] = self.config["llm"] and checkpoint.keep(self.config["llm"])
+        self.config["llm"] = self.config["llm"] and pretrained.keep(self.config["llm"])
         self.eos_id = language.eos_id(tokenizer, lm)
         self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
         # generate() takes what it is not told from here, and folders of instruct models ask for sampling and more.
@@ -194,18 +183,18 @@ class VideoCaptioner(
         self.lm.eval()
         return self
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> torch.autocast:
         return torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
         was_training = self.qformer.training
         self.qformer.eval()
-        try:
-            with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast():
+            try:
                 yield
-        finally:
-            self.qformer.train(was_training)
+            finally:
+                self.qformer.train(was_training)
 
     def caption_ids(self, caption: str) -> list[int]:
         """A caption's token ids as the language model reads them behind the prompt, without EOS."""
@@ -226,31 +215,19 @@ class VideoCaptioner(
         return torch.cat([bos, visual.to(text.dtype), prompt], dim=1)
 
     def loss(
-        self,
-        features: Tensor,
-        captions: Sequence[str] | Sequence[Sequence[str]],
-        weights: Sequence[float] | None = None,
-        mask: Tensor | None = None,
+        self, features: Tensor, captions: Captions, weights: Sequence[float] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """How badly the language model predicts the captions, in nats a token.
+        """The mean over captions of each caption's mean loss over its tokens and EOS, in nats a token: a scalar.
 
-        Args:
-            features: (B, N, D).
-            captions: one caption a clip, or a list of captions for each clip.
-            weights: one for each caption, in order; default 1 / (number of captions), the mean.
-            mask: bool (B, N), True for real patch tokens.
-
-        Returns:
-            A scalar: the mean over captions of each caption's mean over its tokens and EOS.
+        `features`: (B, N, D); `captions`: one a clip, or a list for each; `weights`: one for each caption, in order
+        (default: the mean); `mask`: bool (B, N), True for real patch tokens.
         """
         nll = self.per_caption_nll(features, captions, mask)
         return nll.mean() if weights is None else (nll * torch.tensor(weights, device=nll.device)).sum()
 
     forward = loss  # so that DistributedDataParallel can wrap the captioner
 
-    def per_caption_nll(
-        self, features: Tensor, captions: Sequence[str] | Sequence[Sequence[str]], mask: Tensor | None = None
-    ) -> Tensor:
+    def per_caption_nll(self, features: Tensor, captions: Captions, mask: Tensor | None = None) -> Tensor:
         """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`.
 
         A clip goes through the Q-Former once, however many captions it has.
@@ -302,10 +279,10 @@ class VideoCaptioner(
             print(f"note: {note}", file=sys.stderr)
         try:
             captioner = cls(lm, tokenizer, QFormer(**config["qformer"]), config["prompt"], config)
+            if (room := captioner.max_caption_tokens) is not None and room < 1:
+                raise ValueError("it has too few positions")
         except ValueError as error:
             raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
-        if (room := captioner.max_caption_tokens) is not None and room < 1:
-            raise UserError(f"{path} does not fit the language model {config['llm']}: it has too few positions")
         checkpoint.load_weights(captioner.qformer, saved.weights, path)
         captioner.qformer.to(device)
         captioner.epoch, captioner.history = saved.epoch, saved.progress.get("history", [])
@@ -318,7 +295,7 @@ class VideoCaptioner(
     def from_pretrained(cls, name: str | Path, **arguments: Any) -> "VideoCaptioner":
         """`from_checkpoint` for a folder of `save_pretrained`, or its name on the hub.
 
-        Arguments: device, llm, encoder, and revision, cache_dir, force_download, local_files_only, token for the hub.
+        Arguments: device, llm, encoder, and those of huggingface_hub.snapshot_download (revision, cache_dir, ...).
         Raises: TypeError for others.
         """
         models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}

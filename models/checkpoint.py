@@ -4,6 +4,7 @@ A checkpoint file is a dict with the published code's keys ("epoch", "model_stat
 "train_loss") and this project's ("config", "progress"). Files are opened as tensors and plain values only.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from features.cache import CacheConfig
 from models import language_model, pretrained
 from runtime import files
 from runtime.files import UserError
+from video.reader import MEAN, STD
 
 PREFIX = "qformer."
 PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
@@ -25,23 +28,11 @@ PUBLISHED = {  # what the published code trained with, and does not say in its c
     "prompt": "a video showing:",
     "caption_space": False,
     "qformer": {"num_heads": 4},  # the one size that leaves no trace in the weights
-    "features": {
-        "encoder": "facebook/vjepa2-vitl-fpc64-256",
-        "frames": 32,
-        "size": 256,
-        "crop": False,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "dtype": "float16",
-        "pool": 1,
-        "tokens": 4096,
-        "dim": 1024,
-    },
+    "features": CacheConfig(
+        "facebook/vjepa2-vitl-fpc64-256", 32, 256, False, MEAN, STD, dtype="float16", pool=1, tokens=4096, dim=1024
+    ).to_dict(),
 }
 PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config
-DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")  # keywords for the hub
-
-keep = pretrained.keep
 
 
 @dataclass
@@ -82,13 +73,11 @@ def write_folder(folder: Path, config: dict[str, Any], qformer: nn.Module) -> No
 
 def fetch_folder(name: str | Path, **download: Any) -> Path:
     """A local folder (or file) as it is, or a hub's repository, downloaded. Raises: TypeError for unknown keywords."""
-    if unknown := sorted(download.keys() - set(DOWNLOAD)):
-        known = ", ".join(("device", "llm", "encoder", *DOWNLOAD))
-        raise TypeError(f"from_pretrained() takes {known}, but not {', '.join(unknown)}")
+    download["allow_patterns"] = ["config.json", "model.safetensors"]  # no code is fetched
+    inspect.signature(snapshot_download).bind(str(name), **download)
     if Path(name).exists():
         return Path(name)
-    name = pretrained.check_name(str(name), "from_pretrained")
-    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **download))
+    return Path(snapshot_download(pretrained.check_name(str(name), "from_pretrained"), **download))
 
 
 def read(path: Path | str) -> Checkpoint:
@@ -124,7 +113,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _config(config: Any, weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """A checkpoint's config with all its parts, checked; the published code's where there is none."""
+    """A checkpoint's config with the sizes of its weights; the published code's where there is none."""
     try:
         _, queries, dim = weights["query_tokens"].shape
         visual_dim = weights["visual_proj.weight"].shape[1]
@@ -132,54 +121,46 @@ def _config(config: Any, weights: dict[str, Tensor], path: Path) -> dict[str, An
     except (KeyError, ValueError, IndexError, AttributeError, ZeroDivisionError):
         raise _error(path, "holds no Q-Former; give --checkpoint a file that train.py wrote") from None
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-    sizes = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "depth": depth, "mlp_ratio": ratio}
-    if config is None:
-        return {**PUBLISHED, "qformer": {**PUBLISHED["qformer"], **sizes}}
+    config = PUBLISHED if config is None else config
     if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in PARTS.items()):
         raise _error(path, "has a config that is damaged or of another program")
-    if any(config["qformer"].get(key) != value for key, value in sizes.items()):
-        raise _error(path, f"is damaged: its config is not that of its weights ({sizes})")
-    return {"caption_space": True, **config}
+    sizes = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "depth": depth, "mlp_ratio": ratio}
+    return {"caption_space": True, **config, "qformer": {**config["qformer"], **sizes}}
 
 
 def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
     """Copy a checkpoint's weights into a Q-Former. Raises: UserError where they are of another shape, or not finite."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in qformer.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            shapes = f"{name} is {found.get(name)}, wanted {wanted.get(name)}"
-            advice = "use the settings it was trained with, or another --checkpoint"
-            raise _error(path, f"is of another shape: {shapes}; {advice}")
-        if not weights[name].isfinite().all():
+    try:
+        qformer.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # the first parameter; line 0 names the class
+        advice = "use the settings it was trained with, or another --checkpoint"
+        raise _error(path, f"is of another shape: {reason} {advice}") from None
+    for name, parameter in qformer.named_parameters():
+        if not parameter.isfinite().all():
             raise _error(path, f"holds numbers that are not finite ({name}); use an earlier one")
-    qformer.load_state_dict(weights)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
     """Copy AdamW's averages into `optimizer`; its settings stay its own. False where they are not of its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        saved = [index for group in state["param_groups"] for index in group["params"]]
         entries = [(entry, parameters[index]) for index, entry in state["state"].items()]
         pairs = [(entry[name], parameter) for entry, parameter in entries for name in ("exp_avg", "exp_avg_sq")]
-        fits = all(average.shape == parameter.shape and average.isfinite().all() for average, parameter in pairs)
+        if not all(average.shape == parameter.shape and average.isfinite().all() for average, parameter in pairs):
+            return False
+        optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (TypeError, KeyError, IndexError, AttributeError):  # it is no optimizer's state
         return False
-    if not fits or saved != list(range(len(parameters))):
-        return False
-    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
     return True
 
 
-def resolve(name: str, path: Path | str, flag: str = "--llm") -> str:
-    """Where a model that the checkpoint `path` names is now. Raises: UserError where it is a local folder, and gone."""
-    return pretrained.check_name(pretrained.find(name, Path(path)), flag)
-
-
 def with_models(config: dict[str, Any], path: Path | str, llm: str | None, encoder: str | None) -> dict[str, Any]:
-    """The config of the checkpoint `path` with its models where they are now; `llm`, `encoder`: where the user says."""
-    config = {**config, "llm": llm or resolve(config["llm"], path)}
+    """The config of the checkpoint `path` with its models where they are now; `llm`, `encoder`: where the user says.
+
+    Raises: UserError where the language model is a local folder, and gone.
+    """
+    config = {**config, "llm": llm or pretrained.check_name(pretrained.find(config["llm"], Path(path)), "--llm")}
     if config["features"]:  # an encoder that is gone is an error only where one is needed
         found = encoder or pretrained.find(config["features"].get("encoder", ""), Path(path))
         config["features"] = {**config["features"], "encoder": found}

@@ -10,7 +10,6 @@ C embedding width.
 
 import copy
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,13 +36,14 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     with pretrained.loading("the language model", name, "--llm"):
         # A checkpoint names its language model: code that comes with a model is not run, nor is the user asked.
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        settings = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+        loaded = AutoModelForCausalLM.from_pretrained(name, **settings)
     lm, report = loaded
     if missing := report["missing_keys"]:  # transformers makes them up at random
         raise UserError(f"the language model {name!r} lacks {len(missing)} of its weights; download it again")
     lm = lm.to(device).eval()
+    # Folders of instruct models ask for sampling and more, which generate() would take from here.
+    lm.generation_config = GenerationConfig(eos_token_id=getattr(lm.generation_config, "eos_token_id", None))
     if reason := why_it_cannot_caption(lm):
         raise UserError(f"the language model {name!r} cannot write captions ({reason}); choose another --llm")
     return lm, tokenizer
@@ -53,27 +53,20 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
 def why_it_cannot_caption(lm: nn.Module) -> str | None:
     """Try to write two tokens behind embeddings; None where the model can, as a decoder-only one should.
 
-    Two rows of four embeddings, of which only the last differs: three passes over the weights, a second or two for
-    1.5 B parameters on a CPU.
+    Two rows of four embeddings, of which only the last differs: a second or two for 1.5 B parameters on a CPU.
     """
-
-    def always_the_first_token(_ids: Tensor, scores: Tensor) -> Tensor:
-        return F.one_hot(torch.zeros_like(scores[:, 0], dtype=torch.long), scores.shape[1]).to(scores)
-
     weight = lm.get_input_embeddings().weight
     ramp = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
     inputs = ramp.expand(2, 4, -1).clone()  # (2, 4, C)
     inputs[1, -1] = ramp.flip(0)
-    arguments = {"attention_mask": torch.ones_like(inputs[..., 0], dtype=torch.long), "pad_token_id": 0}
-    arguments |= {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    kept, lm.generation_config = lm.generation_config, GenerationConfig()
+    mask = torch.ones_like(inputs[..., 0], dtype=torch.long)
+    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "prefix_allowed_tokens_fn": lambda *_: [0]}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
     try:
-        written = lm.generate(inputs_embeds=inputs, logits_processor=[always_the_first_token], **arguments).logits
+        written = lm.generate(inputs_embeds=inputs, attention_mask=mask, **settings).logits
         read = lm(inputs_embeds=inputs).logits.float()  # (2, 4, V)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError):  # each model has its own way
         return f"{type(lm).__name__} does not generate from embeddings"
-    finally:
-        lm.generation_config = kept
     before, last = (read[0] - read[1]).abs().amax(dim=-1).tensor_split([3])
     if last == 0 or torch.equal(*written[1]):
         return f"{type(lm).__name__} writes the same whatever embeddings it is given"
@@ -123,10 +116,10 @@ def eos_id(tokenizer: Any, lm: nn.Module) -> int:
 
     Raises: ValueError where neither names one.
     """
-    configs = (lm.config, getattr(lm, "generation_config", None))
-    for found in (tokenizer.eos_token_id, *(getattr(config, "eos_token_id", None) for config in configs)):
+    for source in (tokenizer, lm.config, lm.generation_config):
+        found = getattr(source, "eos_token_id", None)
         if isinstance(found, list):
-            found = found[0] if found else None
+            found = next(iter(found), None)
         if found is not None:
             return found
     raise ValueError("the language model has no EOS token: set eos_token in its tokenizer's configuration")
@@ -149,89 +142,57 @@ def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor
     return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(labels, dtype=torch.long)
 
 
-def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
-    """Each row's mean negative log-likelihood over its labels: (R, P, C), (R, L) and (R, L + 1) -> (R,)."""
+def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: Any = None) -> Tensor:
+    """Each row's mean negative log-likelihood over its labels: (R, P, C), (R, L) and (R, L + 1) -> (R,).
+
+    `cache`: keys and values of what stands before `prefix`, where the model has read that.
+    """
     inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
     kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
-    return _token_nll(_run(lm, inputs, kept, use_cache=False).logits, labels).sum(dim=1) / _count(labels)
-
-
-def _run(lm: nn.Module, inputs: Tensor, kept: Tensor, **arguments: Any) -> Any:
-    """The model's output for embeddings (R, P + L, C), with logits of the positions `kept` only."""
+    arguments = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     if "logits_to_keep" in inspect.signature(lm.forward).parameters:
         # Positions that are picked by index stand together in memory, so that the head is one matrix product.
-        return lm(inputs_embeds=inputs, logits_to_keep=kept, **arguments)
-    output = lm(inputs_embeds=inputs, **arguments)
-    output.logits = output.logits[:, kept]
-    return output
-
-
-def _token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each label's negative log-likelihood, 0 where it is ignored: (R, L, V) and (R, L) -> (R, L)."""
+        logits = lm(inputs_embeds=inputs, logits_to_keep=kept, **arguments).logits
+    else:
+        logits = lm(inputs_embeds=inputs, **arguments).logits[:, kept]
     nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return nll.view(labels.shape)
-
-
-def _count(labels: Tensor) -> Tensor:
-    return (labels != IGNORED).sum(dim=1)
+    return nll.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
 @torch.no_grad()
 def log_likelihood(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
     """The mean log-likelihood of every text behind every prefix: (B, P, C), (T, L) and (T, L + 1) -> (B, T).
 
-    Where the model's key-value cache can be copied, a prefix is read once, and blocks of texts follow on copies.
+    All but a prefix's last position is read once where the model's key-value cache can be copied.
     """
-    clips, positions = prefix.shape[:2]
-    last = torch.tensor([positions - 1], device=prefix.device)
-    first = _run(lm, prefix, last, use_cache=True)  # logits (B, 1, V)
-    cache = first.get("past_key_values")
-    copied = _can_be_copied(cache, positions)
-    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) if copied else 0
-    lengths = _count(labels).tolist()
-    costs = [clips * first.logits.shape[-1] * length + cached for length in lengths]
+    clips, vocabulary = len(prefix), lm.get_input_embeddings().num_embeddings
+    cache = _key_value_cache(lm, prefix[:, :-1])
+    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) if cache else 0
+    read_anew = prefix[:, -1:] if cache else prefix
+    lengths = (labels != IGNORED).sum(dim=1).tolist()
+    waiting = sorted(range(len(ids)), key=lengths.__getitem__, reverse=True)
     found = torch.empty(clips, len(ids), device=prefix.device)
-    for block in _blocks(costs):
-        longest = max(lengths[text] for text in block)
-        rows = [x.repeat(clips, 1) for x in (ids[block, : longest - 1], labels[block, :longest])]
+    while waiting:
+        longest = lengths[waiting[0]]
+        size = max(1, SCORED_NUMBERS // (clips * vocabulary * longest + cached))
+        block, waiting = waiting[:size], waiting[size:]
+        rows = [x[block].repeat(clips, 1) for x in (ids[:, : longest - 1], labels[:, :longest])]
+        copied = copy.deepcopy(cache)
         if copied:
-            nll = _nll_behind_cache(lm, first.logits, cache, *rows)
-        else:
-            nll = mean_nll(lm, prefix.repeat_interleave(len(block), dim=0), *rows)
+            copied.batch_repeat_interleave(len(block))
+        nll = mean_nll(lm, read_anew.repeat_interleave(len(block), dim=0), *rows, copied)
         found[:, block] = -nll.unflatten(0, (clips, len(block)))
     return found
 
 
-def _blocks(costs: list[int]) -> Iterator[list[int]]:
-    """Indices of texts, those of like costs together, in blocks that hold no more numbers than may be held at once."""
-    block: list[int] = []
-    for text in sorted(range(len(costs)), key=costs.__getitem__):
-        if block and costs[text] * (len(block) + 1) > SCORED_NUMBERS:  # all are padded to the last and longest
-            yield block
-            block = []
-        block.append(text)
-    if block:
-        yield block
-
-
-def _can_be_copied(cache: Any, length: int) -> bool:
-    """Whether a cache holds the keys and values of `length` positions and nothing else (no recurrent state)."""
-    return isinstance(cache, DynamicCache) and all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length() == length
+def _key_value_cache(lm: nn.Module, inputs: Tensor) -> DynamicCache | None:
+    """Keys and values of embeddings (B, P, C); None where a model's cache holds anything else (recurrent state)."""
+    cache = lm.base_model(inputs_embeds=inputs, use_cache=True).get("past_key_values")
+    plain = isinstance(cache, DynamicCache) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length() == inputs.shape[1]
         for layer in cache.layers
     )
-
-
-def _nll_behind_cache(lm: nn.Module, first: Tensor, cache: DynamicCache, ids: Tensor, labels: Tensor) -> Tensor:
-    """As `mean_nll`, for B prefixes that the model has read: their last logits (B, 1, V), and their cache."""
-    cache, repeats = copy.deepcopy(cache), len(ids) // len(first)
-    cache.batch_repeat_interleave(repeats)
-    nll = _token_nll(first.repeat_interleave(repeats, dim=0), labels[:, :1]).sum(dim=1)
-    if ids.shape[1]:
-        inputs = lm.get_input_embeddings()(ids)
-        later = lm(inputs_embeds=inputs, past_key_values=cache, use_cache=True).logits  # (R, L, V)
-        nll = nll + _token_nll(later, labels[:, 1:]).sum(dim=1)
-    return nll / _count(labels)
+    return cache if plain else None
 
 
 def generate(lm: nn.Module, prefix: Tensor, eos_id: int, max_new_tokens: int, num_beams: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import checkpoint
+from models import checkpoint, pretrained
 from models import language_model as language
 from qformer import QFormer, VideoCaptioner
 from runtime.files import UserError
@@ -169,7 +169,7 @@ def test_from_pretrained_refuses_keywords_that_it_does_not_know(llm, tmp_path, w
     VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config=config(llm)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(TypeError, match=f"takes device, llm, encoder, revision, .* but not {next(iter(wrong))}"):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(wrong))}'"):
         VideoCaptioner.from_pretrained(tmp_path, **wrong)
 
 
@@ -209,7 +209,7 @@ def test_local_models_are_found_again_from_any_working_directory(llm, tmp_path, 
         tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(), config={"llm": "lm", "features": None}
     )
     assert captioner.config["llm"] == str(llm)
-    assert checkpoint.keep("Qwen/Qwen2-1.5B") == "Qwen/Qwen2-1.5B"
+    assert pretrained.keep("Qwen/Qwen2-1.5B") == "Qwen/Qwen2-1.5B"
     path = written(tmp_path / "run" / "checkpoint.pt", "lm")  # an old checkpoint, with the name as it was given
     assert VideoCaptioner.from_checkpoint(path, device="cpu").config["llm"] == str(llm)
     shutil.copytree(llm, tmp_path / "run" / "models" / "lm")
@@ -251,7 +251,6 @@ def test_an_encoder_is_found_beside_the_checkpoint_or_told_to_be_gone_when_it_is
         (lambda saved: {**saved, "config": {"llm": 3}}, "damaged"),
         (lambda saved: {**saved, "epoch": "x"}, "damaged"),
         (lambda saved: {**saved, "progress": [1]}, "damaged"),
-        (lambda saved: {**saved, "config": {**saved["config"], "qformer": {"num_queries": 10**15}}}, "damaged"),
     ],
 )
 def test_other_files_are_refused_in_one_line(llm, tmp_path, change, message):
@@ -282,7 +281,7 @@ def test_a_file_that_is_cut_off_or_not_there_is_refused_in_one_line(llm, tmp_pat
 
 
 def test_weights_of_another_shape_are_refused_by_name():
-    with pytest.raises(UserError, match=r"query_tokens is \(1, 4, 32\), wanted \(1, 5, 32\)"):
+    with pytest.raises(UserError, match=r"another shape: size mismatch for query_tokens.*\[1, 4, 32\].*\[1, 5, 32\]"):
         checkpoint.load_weights(tiny.tiny_qformer(num_queries=5), tiny.tiny_qformer().state_dict(), "x.pt")
     broken = tiny.tiny_qformer().state_dict()
     broken["norm.weight"] = broken["norm.weight"] * float("nan")
@@ -319,6 +318,6 @@ def test_adamws_averages_go_on_and_its_settings_are_this_runs(fused):
     assert fresh.param_groups[0]["weight_decay"] == 0.5  # the flag of this run, not of the one before
     nan = one.state_dict()
     nan["state"] = {**nan["state"], 1: {**nan["state"][1], "exp_avg": nan["state"][1]["exp_avg"] * float("nan")}}
-    others = ({}, None, {"param_groups": 1}, {"state": {}, "param_groups": [{"params": [0]}]})
+    others = ({}, None, {"param_groups": 1}, {"state": {0: {}}, "param_groups": [{"params": [0]}]})
     for state in (other.state_dict(), nan, *others):
         assert not checkpoint.load_optimizer(fresh, state)

@@ -54,21 +54,20 @@ def test_bos_tokens_are_those_that_the_tokenizer_adds():
     assert language.bos_ids(tokenizer) == [tokenizer.bos_token_id]
 
 
-def test_texts_are_scored_in_blocks_of_like_lengths_within_the_budget(monkeypatch):
-    monkeypatch.setattr(language, "SCORED_NUMBERS", 100)
-    assert list(language._blocks([30, 50, 10, 50, 20])) == [[2, 4, 0], [1, 3]]
-    assert list(language._blocks([3000, 5000])) == [[0], [1]]  # one text at least
-    assert list(language._blocks([])) == []
-
-
-def test_the_budget_counts_logits_keys_and_values(monkeypatch):
-    costs, blocks = [], language._blocks
-    monkeypatch.setattr(language, "_blocks", lambda found: costs.append(found) or blocks(found))
-    ids, labels = language.build_inputs([[5, 6], [7]], eos_id=9)
-    prefix = torch.zeros(3, 10, 32)
-    for kind, held in (("llama", 3 * 2 * 2 * 2 * 10 * 8), ("mamba", 0)):  # clips, layers, keys and values, heads...
-        language.log_likelihood(families.tiny_lm(kind), prefix, ids, labels)
-        assert costs.pop() == [3 * 384 * 3 + held, 3 * 384 * 2 + held]
+@pytest.mark.parametrize("kind, held", [("llama", 3 * 2 * 2 * 2 * 9 * 8), ("mamba", 0)])
+def test_texts_are_scored_in_blocks_of_like_lengths_within_the_budget(monkeypatch, kind, held):
+    """Of logits, and of keys and values: clips, layers, keys and values, heads, positions, width."""
+    shapes, mean_nll = [], language.mean_nll
+    monkeypatch.setattr(language, "mean_nll", lambda *given: shapes.append(tuple(given[3].shape)) or mean_nll(*given))
+    ids, labels = language.build_inputs([[5, 6], [7], [7] * 4, [8], [5, 8]], eos_id=9)
+    for budget, expected in (
+        (2 * (3 * 384 * 3 + held), [(3, 5), (6, 3), (6, 2)]),
+        (1, [(3, n) for n in (5, 3, 3, 2, 2)]),
+    ):
+        monkeypatch.setattr(language, "SCORED_NUMBERS", budget)
+        language.log_likelihood(families.tiny_lm(kind), torch.zeros(3, 10, 32), ids, labels)
+        assert shapes == expected
+        shapes.clear()
 
 
 # ---- loading ----
