@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +26,15 @@ BARE_PLACEHOLDER = re.compile(
     r"part|somewhere|something)\b",
     re.IGNORECASE,
 )
-COMMA = ","
-NUMBERS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty hundred dozen many some several few couple pair lot lots bunch "
-    "number multiple plenty"
+ARTICLE = re.compile("^(?:a|an|the) ")
+# Patterns of words, each with the space after it, and with the comma before that where there is one.
+ANY_WORD = "[^ ]++ "
+NUMBER_WORD = (
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    r"eighteen|nineteen|twenty|thirty|forty|fifty|hundred|dozen|many|some|several|few|couple|pair|lot|lots|bunch|"
+    r"number|multiple|plenty|\d+),? "
 )
-NUMBER_WORDS = frozenset(NUMBERS.split())
-ARTICLES = frozenset({"a", "an", "the"})
+NUMBER = f"(?:(?:a|an|the),? )?(?:{NUMBER_WORD})+(?:of,? )?"  # "two", "a few", "a couple of"
 CONFUSIONS = 20  # pairs of templates that are listed
 
 
@@ -45,9 +45,9 @@ class Reading(NamedTuple):
     placeholders: list[str]
 
 
-def words(text: str) -> list[str]:
-    """The words of a text for comparison: lower case, no punctuation, "doesn't" as one word "doesnt"."""
-    return [_plain(match) for match in WORD.findall(unicodedata.normalize("NFKC", text))]
+def template_key(text: str) -> str:
+    """The words of a text for comparison: no case, punctuation or brackets, "doesn't" as one word "doesnt"."""
+    return " ".join(map(_plain, WORD.findall(unicodedata.normalize("NFKC", text))))
 
 
 def _plain(word: str) -> str:
@@ -59,97 +59,61 @@ def as_text(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def template_key(template: str) -> str:
-    """What is the same for a template with brackets, without them, and in another case or punctuation."""
-    return " ".join(words(template))
-
-
 class _Caption:
-    """A caption's words, where they are in its text, and before which of them a comma stands."""
+    """A caption, and its words as a template's pattern reads them: "putting pen, cup and box "."""
 
-    def __init__(self, text: str):
-        self.text = unicodedata.normalize("NFKC", text)
-        found = list(WORD.finditer(self.text))
-        self.words = [_plain(match.group()) for match in found]
-        self.known = frozenset(self.words)
-        self.spans = [match.span() for match in found]
-        ends = [0, *(end for _, end in self.spans)]
-        self.comma = [i > 0 and COMMA in self.text[ends[i] : start] for i, (start, _) in enumerate(self.spans)]
+    def __init__(self, text: str) -> None:
+        self.parts = re.split(
+            f"({WORD.pattern})", unicodedata.normalize("NFKC", text)
+        )  # gap, word, gap, word, ..., gap
+        pairs = zip(self.parts[1::2], self.parts[2::2], strict=True)
+        self.plain = "".join(_plain(word) + (", " if "," in gap else " ") for word, gap in pairs)
 
-    def span(self, start: int, end: int) -> str:
-        return self.text[self.spans[start][0] : self.spans[end - 1][1]]
+    def original(self, start: int, end: int) -> str:
+        """The text whose words are plain[start:end], as it was written."""
+        first, after = self.plain.count(" ", 0, start), self.plain.count(" ", 0, end)
+        return "".join(self.parts[2 * first + 1 : 2 * after])
 
 
-@dataclass(frozen=True)
 class _Template:
-    """A template cut at its placeholders: literals[0] P literals[1] P ... literals[-1].
+    """A template as a pattern: each placeholder is a group of one word or more, the shortest that fits.
 
-    A literal is a list of words. Between two placeholders it may be empty ("[number of] [something]") or one
-    comma, the only punctuation that tells templates apart ("[something], [something] and [something]").
+    Between two placeholders there may be nothing ("[number of] [something]") or one comma, the only punctuation
+    that tells templates apart ("[something], [something] and [something]").
     """
 
-    text: str
-    literals: list[list[str]]
-    counted: list[bool]  # placeholder i is "[number of]"
-    own: frozenset[str]  # the words of all literals
+    def __init__(self, text: str) -> None:
+        self.text, self.key = text, template_key(text)
+        holes = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
+        literals = [_literal(gap) for gap in holes.split(text.rstrip(" ,."))]
+        self.own = sum(literal.count(" ") for literal in literals)  # words of its own; the comma is one
+        self.ends_in_words = literals[-1] != ""
+        self.counted = [template_key(name) == "number of" for name in holes.findall(text)]
+        literals[-1] += "$"
+        first, *rest = literals
+        # (?>...) never looks for a second place of what it has found, so the time is linear in the caption.
+        fillings = [f"(?>{NUMBER}|{ANY_WORD})" if counted else ANY_WORD for counted in self.counted]
+        parts = [f"(?>({filling}(?:{ANY_WORD})*?){after})" for filling, after in zip(fillings, rest, strict=True)]
+        self.fit = re.compile(first + "".join(parts)).match
 
-    @classmethod
-    def parse(cls, text: str) -> "_Template":
-        pattern = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
-        gaps = pattern.split(text)
-        literals = [words(gap) for gap in gaps]
-        for i in range(1, len(literals) - 1):
-            if not literals[i] and COMMA in gaps[i]:
-                literals[i] = [COMMA]
-        own = frozenset(word for literal in literals for word in literal if word != COMMA)
-        return cls(text, literals, [template_key(name) == "number of" for name in pattern.findall(text)], own)
-
-    def fit(self, caption: _Caption) -> list[tuple[int, int]] | None:
-        """Where the placeholders are (word spans, one word or more each), or None.
-
-        Each literal is looked for once, left to right, at its first place after a word for the placeholder
-        before it, so the time is linear in the caption; the first placeholders are thus the shortest that fit.
-        """
-        literals, (first, last) = self.literals, (self.literals[0], self.literals[-1])
-        if not self.own <= caption.known:
-            return None
-        if len(literals) == 1:
-            return [] if caption.words == first else None
-        stop = len(caption.words) - len(last)
-        if caption.words[: len(first)] != first or (last and caption.words[max(stop, 0) :] != last):
-            return None
-        spans, at = [], len(first)
-        for i, literal in enumerate(literals[1:-1]):
-            begin = at + (_number_length(caption.words, at) if self.counted[i] else 1)
-            found = _find(caption, literal, begin, stop)
-            if found is None:
-                return None
-            spans.append((at, found))
-            at = found + (0 if literal == [COMMA] else len(literal))
-        return [*spans, (at, stop)] if stop > at else None
+    def rank(self, fit: re.Match, whole: str, expected: str) -> tuple:
+        """The smaller, the better this template fits: see TemplateReader."""
+        groups = zip(fit.groups(), self.counted, strict=True)
+        numbers = [re.search(f"(?<![^ ]){NUMBER_WORD}", group) is not None for group, counted in groups if counted]
+        return (
+            self.key != whole,
+            -self.own,
+            0 if not numbers else -1 if all(numbers) else 1,
+            not self.ends_in_words,
+            [group.count(" ") for group in fit.groups()],
+            self.key != expected,
+            self.key,
+        )
 
 
-def _find(caption: _Caption, literal: list[str], begin: int, stop: int) -> int | None:
-    if not literal:
-        return begin if begin < stop else None
-    if literal == [COMMA]:
-        return next((i for i in range(begin, stop) if caption.comma[i]), None)
-    for i in range(begin, stop - len(literal) + 1):
-        if caption.words[i] == literal[0] and caption.words[i : i + len(literal)] == literal:
-            return i
-    return None
-
-
-def _is_number(word: str) -> bool:
-    return word in NUMBER_WORDS or word.isdecimal()
-
-
-def _number_length(caption: Sequence[str], at: int) -> int:
-    """How many words from `at` on are a number ("two", "a few", "a couple of"); 1 where none is."""
-    begin = end = at + (caption[at : at + 1] != [] and caption[at] in ARTICLES)
-    while end < len(caption) and _is_number(caption[end]):
-        end += 1
-    return end - at + (caption[end : end + 1] == ["of"]) if end > begin else 1
+def _literal(gap: str) -> str:
+    words = template_key(gap).split()
+    return "".join(f"{word},? " for word in words) or ("(?<=, )" if "," in gap else "")
 
 
 class TemplateReader:
@@ -166,17 +130,12 @@ class TemplateReader:
     7. the alphabet, so that no order of input matters.
     """
 
-    def __init__(self, templates: Iterable[str]):
+    def __init__(self, templates: Iterable[str]) -> None:
         self._known: dict[str, _Template] = {}
-        for text in templates:
-            key = template_key(text)
-            # The same template with brackets says more than without: its placeholders are not guessed.
-            if key and (key not in self._known or ("[" in text and "[" not in self._known[key].text)):
-                self._known[key] = _Template.parse(text)
-        self._by_first_word: dict[str, list[tuple[str, _Template]]] = {}
-        for key, template in sorted(self._known.items()):
-            first = template.literals[0][0] if template.literals[0] else ""
-            self._by_first_word.setdefault(first, []).append((key, template))
+        # The same template with brackets says more than without: its placeholders are not guessed.
+        for text in sorted(templates, key=lambda text: "[" not in text):
+            if (key := template_key(text)) and key not in self._known:
+                self._known[key] = _Template(text)
 
     def known(self, template: str) -> str | None:
         """This template as the reader has it, whatever brackets, case or punctuation it is given with."""
@@ -186,37 +145,13 @@ class TemplateReader:
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
         parsed = _Caption(caption)
-        if not parsed.words:
+        whole, wanted = template_key(caption), template_key(expected or "")
+        fits = [(template, fit) for template in self._known.values() if (fit := template.fit(parsed.plain))]
+        if not fits:
             return Reading(None, [])
-        whole, wanted = " ".join(parsed.words), template_key(expected or "")
-        best: tuple | None = None
-        for key, template in (*self._by_first_word.get(parsed.words[0], ()), *self._by_first_word.get("", ())):
-            spans = template.fit(parsed)
-            if spans is None:
-                continue
-            rank = (
-                key != whole,
-                -sum(map(len, template.literals)),
-                -_number_rank(template, parsed, spans),
-                not template.literals[-1],
-                [end - start for start, end in spans],
-                key != wanted,
-                key,
-            )
-            if best is None or rank < best[0]:
-                best = (rank, template, spans)
-        if best is None:
-            return Reading(None, [])
-        return Reading(best[1].text, [parsed.span(start, end) for start, end in best[2]])
-
-
-def _number_rank(template: _Template, caption: _Caption, spans: list[tuple[int, int]]) -> int:
-    ranks = [
-        1 if any(map(_is_number, caption.words[start:end])) else -1
-        for (start, end), counted in zip(spans, template.counted, strict=True)
-        if counted
-    ]
-    return min(ranks, default=0)
+        template, fit = min(fits, key=lambda one: one[0].rank(one[1], whole, wanted))
+        places = [fit.span(group) for group in range(1, len(fit.groups()) + 1)]
+        return Reading(template.text, [parsed.original(*place) for place in places])
 
 
 def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int]:
@@ -226,23 +161,18 @@ def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int
     matter, nor which placeholder it stands in. A word that has been found is not found again. Placeholders
     without any word do not count.
     """
-    pools = [words(text) for text in given]
-    names = [_without_article(words(text)) for text in wanted]
-    names = sorted((name for name in names if name), key=len, reverse=True)  # "red cup" before "cup" takes its word
+    pools = [f" {template_key(text)} " for text in given]
+    names = [ARTICLE.sub("", key) for key in map(template_key, wanted) if key]
+    names.sort(key=lambda name: -name.count(" "))  # "red cup" before "cup" takes its word
     return sum(_take(name, pools) for name in names), len(names)
 
 
-def _without_article(name: list[str]) -> list[str]:
-    return name[1:] if len(name) > 1 and name[0] in ARTICLES else name
-
-
-def _take(name: list[str], pools: list[list[str]]) -> bool:
+def _take(name: str, pools: list[str]) -> bool:
     # A pool that is just this name is used before a longer one that also holds it.
-    for pool in sorted(pools, key=lambda pool: _without_article(pool) != name):
-        for i in range(len(pool) - len(name) + 1):
-            if pool[i : i + len(name)] == name:
-                pool[i : i + len(name)] = [""] * len(name)
-                return True
+    for i in sorted(range(len(pools)), key=lambda i: ARTICLE.sub("", pools[i].strip()) != name):
+        if f" {name} " in pools[i]:
+            pools[i] = pools[i].replace(f" {name} ", " | ", 1)
+            return True
     return False
 
 
@@ -262,64 +192,64 @@ def ssv2_scores(
     - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
       in the whole caption where no template fits (`objects_found`).
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the most frequent [true, read template or None, count].
+    "per_template" the same by template, "confused" the most frequent [true, read template or None, count],
+    "per_clip" what `_score_clip` gives. Templates are written as the reader has them.
     Raises: UserError where there are no clips, or a prediction's clip has no record.
     """
     if not predictions:
         raise UserError("no clips to score: there are no predictions")
     if missing := [key for key in predictions if key not in records]:
         raise UserError(f"{len(missing)} predictions have no annotation, the first is {missing[0]!r}")
-    # Templates are shown as the annotations write them: labels.json may have the same without brackets.
-    shown = {template_key(r["template"]): r["template"] for r in records.values() if r.get("template")}
-    per_clip, rows, groups, confused = {}, [], defaultdict(list), Counter()
-    for key, caption in predictions.items():
-        per_clip[key], row, true = _score_clip(caption, records[key], reader, shown)
-        if true:
-            groups[true].append(len(rows))
-            confused[true, per_clip[key]["read_template"]] += not per_clip[key]["template"]
-        rows.append(row)
-    table = np.array(rows, dtype=np.float64)
+    per_clip = {key: _score_clip(caption, records[key], reader) for key, caption in predictions.items()}
+    groups, confused = defaultdict(list), Counter()
+    for clip in per_clip.values():
+        if clip["true_template"]:
+            groups[clip["true_template"]].append(clip)
+        if clip["outcome"] == "wrong":
+            confused[clip["true_template"], clip["read_template"]] += 1
     pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
     return {
-        **_fractions(table, seed),
-        "per_template": {true: _fractions(table[groups[true]], seed) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS] if count],
+        **_fractions(list(per_clip.values()), seed),
+        "per_template": {true: _fractions(groups[true], seed) for true in sorted(groups)},
+        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS]],
         "per_clip": per_clip,
     }
 
 
-def _score_clip(
-    caption: str, record: Mapping[str, Any], reader: TemplateReader, shown: Mapping[str, str]
-) -> tuple[dict[str, Any], list[float], str | None]:
-    """One clip's scores, its row of counts for `_fractions`, and its true template as it is shown."""
+def _score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) -> dict[str, Any]:
+    """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
     labels = record.get("label") or []
     labels = [labels] if isinstance(labels, str) else labels
-    true = shown[template_key(record["template"])] if record.get("template") else None
+    true = record.get("template") or None
+    true = true and (reader.known(true) or true)
     # A text without words, such as "...", is compared as it is.
-    exact = any((words(caption) or caption.strip()) == (words(label) or label.strip()) for label in labels)
+    exact = (template_key(caption) or caption.strip()) in [template_key(label) or label.strip() for label in labels]
     reading = reader.read(caption, expected=true)
-    read = shown.get(template_key(reading.template), reading.template) if reading.template else None
-    right = true is not None and (exact or read == true)
-    found, count = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
-    found = count if exact else found
-    clip = {
-        "exact": exact,
-        "template": right if true else None,
-        "objects": found / count if count else None,
-        "read_template": true if right else read,
+    right = true is not None and (exact or reading.template == true)
+    found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
+    return {
+        "true_template": true,
+        "read_template": true if right else reading.template,
         "outcome": "exact" if exact else "template" if right else "wrong" if true else None,
+        "counts": {
+            "exact_match": (exact, 1),
+            "template_accuracy": (right, true is not None),
+            "no_template": (reading.template is None and not exact, 1),
+            "object_accuracy": (objects if exact else found, objects),
+        },
     }
-    return clip, [1.0, exact, true is not None, right, reading.template is None and not exact, found, count], true
 
 
-def _fractions(table: np.ndarray, seed: int) -> dict[str, Any]:
-    """Fractions and their intervals from rows [1, exact, has a template, template right, fits none, found, objects]."""
-    sums, resampled = table.sum(0), resampled_sums(table, seed)
-    parts = {"exact_match": (1, 0), "template_accuracy": (3, 2), "no_template": (4, 0), "object_accuracy": (5, 6)}
-    scores: dict[str, Any] = {"clips": len(table)}
+def _fractions(clips: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The scores of clips that `_score_clip` has counted, and their intervals."""
+    table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
+    sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
+    scores: dict[str, Any] = {"clips": len(clips)}
     intervals = {}
-    for name, (top, bottom) in parts.items():
-        scores[name] = float(sums[top] / sums[bottom]) if sums[bottom] else None
-        usable = resampled[resampled[:, bottom] > 0]  # a resample may by chance hold no clip with objects
-        intervals[name] = interval(usable[:, top] / usable[:, bottom]) if sums[bottom] else None
+    for i, name in enumerate(clips[0]["counts"]):
+        count, of = sums[i]
+        scores[name] = float(count / of) if of else None
+        counts, ofs = resampled[:, 2 * i : 2 * i + 2].T
+        usable = ofs > 0  # a resample may by chance hold no clip with objects
+        intervals[name] = interval(counts[usable] / ofs[usable]) if of else None
     return {**scores, "intervals": intervals}
