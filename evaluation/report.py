@@ -6,7 +6,6 @@ The page is one file that opens from disk. Its captions travel as JSON and reach
 
 import contextlib
 import io
-import json
 import math
 import os
 import re
@@ -24,13 +23,18 @@ from runtime.files import shown
 
 # A clip may have 14 paraphrases; on a page of 24,777 clips the rest would double its size and nobody reads them.
 REFERENCES_SHOWN = 5
-# The page's colours in its light theme, by their names there: within a page the curves take those of its theme.
-THEME = {"--dim": "#5d6168", "--first": "#1d62b5", "--second": "#b2561a", "--exact": "#0a7350"}
-CURVES = (  # panel, key of the history, name, colour, line
-    ("loss", "train_loss", "training", "--first", "o-"),
-    ("loss", "val_loss", "validation", "--second", "s--"),
-    ("CIDEr", "CIDEr", "CIDEr", "--exact", "^-"),
+CURVES = (  # key of the history, panel, name, the page's name of its colour and that colour in the light theme, line
+    ("train_loss", "loss", "training", "--first", "#1d62b5", "o-"),
+    ("val_loss", "loss", "validation", "--second", "#b2561a", "s--"),
+    ("CIDEr", "CIDEr", "CIDEr", "--exact", "#0a7350", "^-"),
 )
+DIM = "#5d6168"  # the page's --dim
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), DIM),
+    **{"axes.grid": True, "grid.color": DIM, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False},
+    **{"font.size": 12, "lines.markersize": 5, "legend.frameon": False},
+    **{"svg.fonttype": "none", "svg.hashsalt": "curves"},  # texts stay texts, and ids come from the content
+}
 
 
 def write_page(
@@ -57,13 +61,14 @@ def write_page(
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["shown"] = shown
+    page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     html = page.get_template("page.html.j2").render(
         title=title,
         made_by=made_by,
         curves=_embedded_curves(history),
-        groups=_score_groups(scores),
+        scores=scores,
         confused=confused or [],
-        data=_embedded({"clips": [_clip(clip, path.parent) for clip in clips]}),
+        clips=[_clip(clip, path.parent) for clip in clips],
     )
     files.write_text(path, html)
 
@@ -91,12 +96,6 @@ def relative(target: Path | str, page: Path | str) -> str:
         return Path(os.path.relpath(target, Path(page).parent)).as_posix()
     except ValueError:  # Windows: on another drive
         return os.path.abspath(target)
-
-
-def _embedded(value: Any) -> Markup:
-    """JSON for a <script type="application/json">: ASCII only, and nothing in it can end the element."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -127,44 +126,12 @@ def _address(path: Path | str | None) -> str | None:
     """A URL for a path: names may hold '#', '?', '%' or bytes that are no UTF-8."""
     if not path:
         return None
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        return text
-    return Path(text).as_uri() if os.path.isabs(text) else quote(os.fsencode(Path(text).as_posix()))
+    return Path(path).as_uri() if os.path.isabs(path) else quote(os.fsencode(Path(path).as_posix()))
 
 
 def _is_finite(value: float | None) -> bool:
     """Whether there is a number: JSON has no NaN and no infinities."""
     return value is not None and math.isfinite(value)
-
-
-# ---- scores ----
-
-
-def _score_groups(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows under their headings, in order; each row with its texts and, in percent of a scale, its bar."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in scores:
-        ends = [row["low"], row["high"]] if _is_finite(row.get("low")) else None
-        texts = {"text": _number(row.get("value")), "interval": " – ".join(map(_number, ends or []))}
-        groups.setdefault(row.get("group") or "", []).append({**row, **texts, "ends": ends})
-    for rows in groups.values():
-        for cider in (True, False):  # rates are drawn on the scale 0 to 1, CIDEr (0 to 10) on one of its own
-            kin = [row for row in rows if row["name"].startswith("CIDEr") == cider]
-            kin = [
-                row for row in kin if isinstance(row.get("value"), float) and math.isfinite(row["value"])
-            ]  # no counts
-            places = [[row["value"], *(row["ends"] or [row["value"]] * 2)] for row in kin]
-            scale = max([1.0, *(high for *_, high in places)])
-            for row, place in zip(kin, places, strict=True):
-                row["bar"] = [round(100 * min(max(value, 0.0), scale) / scale, 2) for value in place]
-    return [{"name": name, "rows": rows} for name, rows in groups.items()]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int | str):
-        return f"{value:,}" if isinstance(value, int) else value
-    return f"{value:.3f}" if _is_finite(value) else "–"
 
 
 # ---- curves ----
@@ -179,11 +146,8 @@ def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
 
 def _points(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """(epoch, value) of each curve that has any."""
-    found = {
-        key: [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _is_finite(row.get(key))]
-        for _, key, *_ in CURVES
-    }
-    return {key: points for key, points in found.items() if points}
+    keys = [key for key, *_ in CURVES if any(_is_finite(row.get(key)) for row in history)]
+    return {key: [(row["epoch"], row[key]) for row in history if _is_finite(row.get(key))] for key in keys}
 
 
 def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **settings: Any) -> None:
@@ -193,21 +157,17 @@ def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **sett
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = dict.fromkeys(panel for panel, key, *_ in CURVES if key in points) or ["loss"]
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    # Texts stay texts, and the names within the file come from its content.
-    style = {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "curves", **dict.fromkeys(inked, THEME["--dim"])}
-    with matplotlib.rc_context(style):
+    curves = [curve for curve in CURVES if curve[0] in points]
+    panels = dict.fromkeys(panel for _, panel, *_ in curves) or ["loss"]
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 2.6 * len(panels) + 0.2), layout="constrained")
         for panel, axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
             axes.set(xlabel="epoch", ylabel=panel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(color=THEME["--dim"], alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            for _, key, name, colour, line in (curve for curve in CURVES if curve[0] == panel and curve[1] in points):
-                axes.plot(*zip(*points[key], strict=True), line, label=name, color=THEME[colour], markersize=5)
+            for key, _, name, _, colour, line in (curve for curve in curves if curve[1] == panel):
+                axes.plot(*zip(*points[key], strict=True), line, label=name, color=colour)
             if len(axes.lines) > 1:
-                axes.legend(frameon=False)
+                axes.legend()
         figure.savefig(file, **settings)
 
 
@@ -216,16 +176,9 @@ def _embedded_curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
     if not (points := _points(history)):
         return None
     drawn = io.StringIO()
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    _draw(points, drawn, format="svg", transparent=True, metadata=metadata)
-    svg = drawn.getvalue()
-    # Within HTML: no namespaces, no style for the whole document, and no ids but those that name their content.
-    svg = re.sub(
-        r' xmlns(:xlink)?="[^"]*"|<style.*?</style>|(?<=<g) id="[^"]*"', "", svg[svg.index("<svg") :], flags=re.S
-    )
-    for name, light in THEME.items():
+    _draw(points, drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)', "", drawn.getvalue(), flags=re.DOTALL)
+    for name, light in (("--dim", DIM), *(curve[3:5] for curve in CURVES)):
         svg = svg.replace(light, f"var({name})")
-    label = "; ".join(
-        f"{key.replace('_', ' ')} {pairs[0][1]:.3g} to {pairs[-1][1]:.3g}" for key, pairs in points.items()
-    )
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="By epoch: {label}"', 1))
+    ends = (f"{key.replace('_', ' ')} {pairs[0][1]:.3g} to {pairs[-1][1]:.3g}" for key, pairs in points.items())
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="By epoch: {"; ".join(ends)}"', 1))
