@@ -5,7 +5,6 @@ pycocoevalcap waits for Java without one, and a hung JVM would hold a run of hou
 """
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -20,9 +19,9 @@ from typing import Any
 SECONDS_A_CAPTION = 0.01  # beyond the time limit: METEOR was measured at 0.0006 s a caption
 # Numbers with a point and texts in UTF-8, whatever the user's locale: METEOR dies of a decimal comma.
 OPTIONS = "-Duser.language=en -Duser.country=US -Dfile.encoding=UTF-8"
-FIRST = "first"  # a caption whose tokens are known: what a broken Java prints is not taken for those of the others
+KNOWN = "known"  # its tokens stand around those of the captions: a line more or less would shift these
 
-_unfit: dict[str, float] = {}  # path of a java that hung or failed -> the longest time limit it was given
+_unfit: set[str] = set()  # paths of a java that hung or failed: not tried again
 
 
 class JavaError(Exception):
@@ -51,34 +50,29 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     java = shutil.which("java")
     if java is None:
         raise JavaError("Java was not found")
-    if timeout <= _unfit.get(java, 0.0):
+    if java in _unfit:
         raise JavaError("Java hung or failed before in this run")
+    _unfit.add(java)  # until it has answered
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _child(function, folder) as process:
         try:
             answer, errors = process.communicate(json.dumps(argument).encode(), timeout + SECONDS_A_CAPTION * captions)
         except subprocess.TimeoutExpired:
-            _unfit[java] = timeout
             raise JavaError(f"Java hung and was ended (time limit {timeout:g} s)") from None
         finally:
             _end(process)
     if process.returncode != 0:
-        _unfit[java] = timeout
         last = errors.decode("utf-8", "replace").strip().split("\n")[-1]
         raise JavaError(f"Java failed ({last or f'exit code {process.returncode}'})")
+    _unfit.remove(java)
     return json.loads(answer)
 
 
 def _child(function: str, folder: str) -> subprocess.Popen:
-    options = " ".join(filter(None, [os.environ.get("JAVA_TOOL_OPTIONS"), OPTIONS]))
-    return subprocess.Popen(
-        [sys.executable, "-m", "evaluation.coco", function, folder],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "JAVA_TOOL_OPTIONS": options},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, which Java belongs to
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    options = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"
+    # A session, and so a process group, of its own, which Java belongs to.
+    settings = {"cwd": Path(__file__).parents[1], "env": {**os.environ, "JAVA_TOOL_OPTIONS": options}, **pipes}
+    return subprocess.Popen([sys.executable, "-m", __name__, function, folder], start_new_session=True, **settings)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -101,14 +95,12 @@ def _tokenize(texts: list[list[str]], folder: str) -> list[list[str]]:
     # The tokenizer writes a file beside its jar, where it may not be allowed to: it gets a copy in a folder of ours.
     shutil.copy(Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, folder)
     ptbtokenizer.__file__ = str(Path(folder) / "ptbtokenizer.py")
-    # It pairs captions with Java's lines: with one line more or less they would meet other clips' references.
-    ptbtokenizer.zip = functools.partial(zip, strict=True)
     found = []
     for captions in texts:  # each in a file of its own, as pycocoevalcap has predictions and references
-        given = {0: [{"caption": text} for text in [FIRST, *captions]]}
-        first, *lines = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
-        if first != FIRST:
-            raise ValueError(first)
+        given = {0: [{"caption": text} for text in [KNOWN, *captions, KNOWN]]}
+        first, *lines, last = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
+        if (first, last) != (KNOWN, KNOWN):
+            raise ValueError(last)
         found.append(lines)
     return found
 
