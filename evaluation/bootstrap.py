@@ -20,17 +20,10 @@ def resampled_sums(columns: np.ndarray, seed: int = 0, samples: int = SAMPLES) -
 
 def interval(scores: np.ndarray) -> list[float]:
     """The middle 95 % of resampled scores: [low, high]."""
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return [float(low), float(high)]
+    return np.quantile(scores, [0.025, 0.975]).tolist()
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> tuple[float, float]:
-    """95 % percentile interval (low, high) of the mean of `values` (clips,), resampled over clips, seeded.
-
-    Raises: ValueError for no values.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
-        raise ValueError("no values to resample")
-    low, high = interval(resampled_sums(values[:, None], seed, samples)[:, 0] / len(values))
-    return low, high
+def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> list[float]:
+    """95 % percentile interval [low, high] of the mean of `values` (clips,), resampled over clips, seeded."""
+    columns = np.asarray(values, dtype=np.float64)[:, None]
+    return interval(resampled_sums(columns, seed, samples)[:, 0] / len(columns))

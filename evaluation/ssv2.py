@@ -193,14 +193,14 @@ def ssv2_scores(
       in the whole caption where no template fits (`objects_found`).
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
     "per_template" the same by template, "confused" the most frequent [true, read template or None, count],
-    "per_clip" what `_score_clip` gives. Templates are written as the reader has them.
+    "per_clip" what `score_clip` gives. Templates are written as the reader has them.
     Raises: UserError where there are no clips, or a prediction's clip has no record.
     """
     if not predictions:
         raise UserError("no clips to score: there are no predictions")
     if missing := [key for key in predictions if key not in records]:
         raise UserError(f"{len(missing)} predictions have no annotation, the first is {missing[0]!r}")
-    per_clip = {key: _score_clip(caption, records[key], reader) for key, caption in predictions.items()}
+    per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
     groups, confused = defaultdict(list), Counter()
     for clip in per_clip.values():
         if clip["true_template"]:
@@ -216,7 +216,7 @@ def ssv2_scores(
     }
 
 
-def _score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) -> dict[str, Any]:
+def score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) -> dict[str, Any]:
     """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
     labels = record.get("label") or []
     labels = [labels] if isinstance(labels, str) else labels
@@ -241,7 +241,7 @@ def _score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader)
 
 
 def _fractions(clips: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """The scores of clips that `_score_clip` has counted, and their intervals."""
+    """The scores of clips that `score_clip` has counted, and their intervals."""
     table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
     sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
     scores: dict[str, Any] = {"clips": len(clips)}
