@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import dataset
 from evaluation import grounding, report, scores
 from evaluation.captioning import SplitReader, shuffled
@@ -87,82 +89,77 @@ class Plan:
     def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
         self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
         learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-        templates = dataset.read_templates(args.data) if args.actions else []
-        self.places = {template_key(template): place for place, template in enumerate(templates)}
-        for record in records if args.actions else ():
-            if template_key(record.get("template") or "") not in self.places:
-                raise UserError(
-                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
-                )
+        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
+        self.pairs = grounding.opposites(args.data) if args.grounding else {}
         # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
         # templates are scored as most training captions are written.
         lower = sum(record["label"][0][:1].islower() for record in learnt) * 2 > len(learnt)
-        self.actions = [dataset.clean(as_text(text.lower() if lower else text)) for text in templates]
-        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
-        self.pairs = grounding.opposites(args.data) if args.grounding else {}
+        templates = dataset.read_templates(args.data) if args.actions else []
+        texts = (as_text(template.lower() if lower else template) for template in templates)
+        self.actions = dict(zip(map(template_key, templates), map(dataset.clean, texts), strict=True))
+        for record in records if args.actions else ():
+            if template_key(record.get("template") or "") not in self.actions:
+                raise UserError(
+                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
+                )
 
 
 def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
-    """All that evaluation.json holds. All processes caption; the main one scores."""
+    """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
     settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     predictions = reader.captions(**settings)
-    actions = rank_actions(plan, reader) if args.actions else {}
+    actions = rank_actions(plan.actions, reader) if args.actions else {}
     others, backwards = None, {}
-    if args.grounding:
-        if len(reader.records) > 1:
-            sources = shuffled(reader.records, args.seed)
-            others = reader.captions(**settings, desc="shuffled", sources=sources)
-        if args.reversed_clips > 0:
-            backwards = caption_reversed(args, reader, layout, plan.pairs)
+    if args.grounding and len(reader.records) > 1:
+        others = reader.captions(**settings, sources=shuffled(reader.records, args.seed))
+    if args.grounding and args.reversed_clips > 0:
+        backwards = caption_reversed(args, reader, layout, plan.pairs, settings)
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
     if args.actions:
-        values = {name: [clip[name] for clip in actions.values()] for name in ("top1", "top5")}
-        result["actions"] = plan.scorer.means(values)
+        ranks = {"top1": [rank < 1 for rank in actions.values()], "top5": [rank < 5 for rank in actions.values()]}
+        result["actions"] = plan.scorer.means(ranks)
     if args.grounding:
         result["grounding"] = plan.scorer.grounding(predictions, others, plan.common, backwards, plan.pairs)
     return result
 
 
-def rank_actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
-    """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
-    captioner, clips = reader.captioner, len(reader.records)
-    tokens = sum(len(captioner.caption_ids(text)) for text in plan.actions) + captioner.prefix_length
+def rank_actions(actions: dict[str, str], reader: SplitReader) -> dict[str, int]:
+    """By clip id: how many of all templates (`actions`: texts by template key) are likelier than the clip's own."""
+    captioner, clips, texts = reader.captioner, len(reader.records), list(actions.values())
+    tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
     weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
     reader.context.print_main(
-        f"actions: {len(plan.actions)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
+        f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
         f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
     )
-    found = {}
-    for batch, features in reader.batches("actions"):
-        ranked = captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
-        for record, order in zip(batch, ranked.tolist(), strict=True):
-            place = order.index(plan.places[template_key(record["template"])])
-            found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
-    return reader.gathered(found)
+    places = {key: place for place, key in enumerate(actions)}
+
+    def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
+        ranked = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True).tolist()
+        own = [places[template_key(record["template"])] for record in part]
+        return [order.index(place) for order, place in zip(ranked, own, strict=True)]
+
+    return reader.each(ranks, "actions")
 
 
 def caption_reversed(
-    args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str]
+    args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str], settings: dict
 ) -> dict[str, str]:
     """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
     from video.workers import Workers
 
     context, captioner = reader.context, reader.captioner
-    videos = {
-        record["id"]: path
-        for record in reader.records
-        if template_key(record.get("template") or "") in pairs and (path := layout.video(record["id"]))
-    }
-    chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
+    moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in pairs]
+    videos = {clip_id: path for clip_id in sorted(moving) if (path := layout.video(clip_id))}
+    chosen = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
     if not chosen or captioner.config["features"] is None:
         context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
         return {}
     if len(chosen) < len(videos):
         context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
     mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
-    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     count = max(1, (os.cpu_count() or 1) // context.world_size)
     with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
         found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **settings)
@@ -175,20 +172,12 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
-    page, rows = args.results / "index.html", scores.table(result)
-    clips = report.gallery(result["predictions"], layout, page, args.results / "videos" if args.copy_videos else None)
-    report.write_page(
-        page,
-        f"Captions of the {args.split} split",
-        clips,
-        history=captioner.history,
-        scores=rows,
-        made_by=" at ".join(filter(None, result["made_by"].values())),
-        confused=result.get("ssv2", {}).get("confused"),
-    )
+    page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None
+    report.write_scored_page(page, f"Captions of the {args.split} split", result, layout, captioner.history, copies)
     for note in result["notes"]:
         print(files.printable(note))
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    rows = scores.table(result)
     width = max(len(row["name"]) for row in rows)
     for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
         print(group)

@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from dataset import Layout
+from evaluation.scores import table
 from runtime import files
 from runtime.files import shown
 
@@ -73,21 +74,27 @@ def write_page(
     files.write_text(path, html)
 
 
-def gallery(
-    predictions: list[dict[str, Any]], layout: Layout, page: Path, copies: Path | None = None
-) -> list[dict[str, Any]]:
-    """The page's clips, from the "predictions" of evaluation.json: with the video as the page finds it.
+def write_scored_page(
+    page: Path,
+    title: str,
+    result: Mapping[str, Any],
+    layout: Layout,
+    history: Sequence[Mapping[str, Any]],
+    copies: Path | None = None,
+) -> None:
+    """The page of what evaluation.json holds (`result`), with the dataset's videos; history: as in `write_page`.
 
     `copies` is a folder to copy the videos into, so that page and videos can be moved together.
     """
-    rows = []
-    for row in predictions:
+    clips = []
+    for row in result["predictions"]:
         video = layout.video(row["id"])
         if video and copies:
             files.copy(video, copies / video.name)
             video = copies / video.name
-        rows.append({**row, "score": row.get("CIDEr"), "video": relative(video, page) if video else None})
-    return rows
+        clips.append({**row, "score": row["CIDEr"], "video": video and relative(video, page)})
+    made_by = " at ".join(filter(None, result["made_by"].values()))
+    write_page(page, title, clips, history, table(result), made_by, result.get("ssv2", {}).get("confused"))
 
 
 def relative(target: Path | str, page: Path | str) -> str:

@@ -255,18 +255,30 @@ def test_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path)
     assert Image.open(tmp_path / "none.png").size[0] > 500
 
 
-# ---- the gallery ----
+# ---- the page of what evaluation.json holds ----
 
 
-def test_the_gallery_points_at_the_videos_or_at_copies_of_them(tmp_path):
+def test_a_scored_page_points_at_the_videos_or_at_copies_of_them(tmp_path):
     layout = dataset.Layout(tmp_path / "data")
     layout.videos.mkdir(parents=True)
     (layout.videos / "1.webm").write_bytes(b"video")
-    rows = [{"id": "1", "prediction": "x", "CIDEr": 2.0}, {"id": "2", "prediction": "y"}]
+    result = {
+        "predictions": [{"id": "1", "prediction": "x", "CIDEr": 2.0}, {"id": "2", "prediction": "y", "CIDEr": 0.0}],
+        "tokenizer": "PTB",
+        "notes": [],
+        "metrics": {"CIDEr": 1.25, "METEOR": None},
+        "intervals": {"CIDEr": [1.0, 1.5]},
+        "ssv2": {"confused": [["Up", "Down", 3]], "intervals": {}},
+        "made_by": {"command": "python evaluate.py", "commit": None},
+    }
     page = tmp_path / "results" / "index.html"
-    found = report.gallery(rows, layout, page)
-    assert found[0]["video"] == "../data/20bn-something-something-v2/1.webm" and found[0]["score"] == 2.0
-    assert found[1]["video"] is None
-    found = report.gallery(rows, layout, page, tmp_path / "results" / "videos")
-    assert found[0]["video"] == "videos/1.webm"
+    for copies, video in (
+        (None, "../data/20bn-something-something-v2/1.webm"),
+        (page.parent / "videos", "videos/1.webm"),
+    ):
+        report.write_scored_page(page, "T", result, layout, HISTORY, copies)
+        text = page.read_text()
+        clips = json.loads(Scripts(text).scripts["data"])
+        assert clips[0]["video"] == video and clips[0]["score"] == 2.0 and "video" not in clips[1]
+        assert "1.000 – 1.500" in text and "<td>Down</td>" in text and "python evaluate.py<" in text and "<svg" in text
     assert (tmp_path / "results" / "videos" / "1.webm").read_bytes() == b"video"
