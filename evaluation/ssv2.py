@@ -16,7 +16,7 @@ import numpy as np
 from evaluation.bootstrap import interval, resampled_sums
 from runtime.files import UserError
 
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
 # labels.json as published has no brackets: these are the placeholders of its 174 templates, longest first.
 BARE_PLACEHOLDER = re.compile(
@@ -47,11 +47,8 @@ class Reading(NamedTuple):
 
 def template_key(text: str) -> str:
     """The words of a text for comparison: no case, punctuation or brackets, "doesn't" as one word "doesnt"."""
-    return " ".join(map(_plain, WORD.findall(unicodedata.normalize("NFKC", text))))
-
-
-def _plain(word: str) -> str:
-    return word.casefold().replace("'", "").replace("’", "")
+    words = WORD.findall(unicodedata.normalize("NFKC", text))
+    return re.sub("['’]", "", " ".join(words).casefold())
 
 
 def as_text(template: str) -> str:
@@ -59,28 +56,8 @@ def as_text(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-class _Caption:
-    """A caption, and its words as a template's pattern reads them: "putting pen, cup and box "."""
-
-    def __init__(self, text: str) -> None:
-        self.parts = re.split(
-            f"({WORD.pattern})", unicodedata.normalize("NFKC", text)
-        )  # gap, word, gap, word, ..., gap
-        pairs = zip(self.parts[1::2], self.parts[2::2], strict=True)
-        self.plain = "".join(_plain(word) + (", " if "," in gap else " ") for word, gap in pairs)
-
-    def original(self, start: int, end: int) -> str:
-        """The text whose words are plain[start:end], as it was written."""
-        first, after = self.plain.count(" ", 0, start), self.plain.count(" ", 0, end)
-        return "".join(self.parts[2 * first + 1 : 2 * after])
-
-
 class _Template:
-    """A template as a pattern: each placeholder is a group of one word or more, the shortest that fits.
-
-    Between two placeholders there may be nothing ("[number of] [something]") or one comma, the only punctuation
-    that tells templates apart ("[something], [something] and [something]").
-    """
+    """A template as a pattern: each placeholder is a group of one word or more, the shortest that fits."""
 
     def __init__(self, text: str) -> None:
         self.text, self.key = text, template_key(text)
@@ -90,28 +67,25 @@ class _Template:
         self.ends_in_words = literals[-1] != ""
         self.counted = [template_key(name) == "number of" for name in holes.findall(text)]
         literals[-1] += "$"
-        first, *rest = literals
-        # (?>...) never looks for a second place of what it has found, so the time is linear in the caption.
-        fillings = [f"(?>{NUMBER}|{ANY_WORD})" if counted else ANY_WORD for counted in self.counted]
-        parts = [f"(?>({filling}(?:{ANY_WORD})*?){after})" for filling, after in zip(fillings, rest, strict=True)]
-        self.fit = re.compile(first + "".join(parts)).match
+        pattern = literals[0]
+        for counted, after in zip(self.counted, literals[1:], strict=True):
+            least = f"(?>{NUMBER}|{ANY_WORD})" if counted else ANY_WORD
+            # (?>...) never looks for a second place of what it has found, so the time is linear in the caption.
+            pattern += f"(?>({least}(?:{ANY_WORD})*?){after})"
+        self.fit = re.compile(pattern).match
 
     def rank(self, fit: re.Match, whole: str, expected: str) -> tuple:
         """The smaller, the better this template fits: see TemplateReader."""
         groups = zip(fit.groups(), self.counted, strict=True)
         numbers = [re.search(f"(?<![^ ]){NUMBER_WORD}", group) is not None for group, counted in groups if counted]
-        return (
-            self.key != whole,
-            -self.own,
-            0 if not numbers else -1 if all(numbers) else 1,
-            not self.ends_in_words,
-            [group.count(" ") for group in fit.groups()],
-            self.key != expected,
-            self.key,
-        )
+        number_rank = 0 if not numbers else -1 if all(numbers) else 1
+        lengths = [group.count(" ") for group in fit.groups()]
+        exact, wanted = self.key == whole, self.key == expected
+        return not exact, -self.own, number_rank, not self.ends_in_words, lengths, not wanted, self.key
 
 
 def _literal(gap: str) -> str:
+    """What stands between two placeholders: words, or one comma, or nothing."""
     words = template_key(gap).split()
     return "".join(f"{word},? " for word in words) or ("(?<=, )" if "," in gap else "")
 
@@ -144,14 +118,17 @@ class TemplateReader:
 
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
-        parsed = _Caption(caption)
-        whole, wanted = template_key(caption), template_key(expected or "")
-        fits = [(template, fit) for template in self._known.values() if (fit := template.fit(parsed.plain))]
+        parts = WORD.split(unicodedata.normalize("NFKC", caption))  # gap, word, gap, word, ..., gap
+        gaps = [", " if "," in gap else " " for gap in parts[2::2]]
+        plain = "".join(template_key(word) + gap for word, gap in zip(parts[1::2], gaps, strict=True))
+        fits = [(template, fit) for template in self._known.values() if (fit := template.fit(plain))]
         if not fits:
             return Reading(None, [])
+        whole, wanted = template_key(caption), template_key(expected or "")
         template, fit = min(fits, key=lambda one: one[0].rank(one[1], whole, wanted))
-        places = [fit.span(group) for group in range(1, len(fit.groups()) + 1)]
-        return Reading(template.text, [parsed.original(*place) for place in places])
+        # A word of a template ends in a space: counted, they lead back to the caption as it was written.
+        places = [[plain.count(" ", 0, place) for place in fit.span(i + 1)] for i in range(len(template.counted))]
+        return Reading(template.text, ["".join(parts[2 * first + 1 : 2 * end]) for first, end in places])
 
 
 def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int]:
