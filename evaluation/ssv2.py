@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.bootstrap import interval, resampled_sums
-from runtime.files import UserError
 
 WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
@@ -154,10 +153,7 @@ def _take(name: str, pools: list[str]) -> bool:
 
 
 def ssv2_scores(
-    predictions: Mapping[str, str],
-    records: Mapping[str, Mapping[str, Any]],
-    reader: TemplateReader,
-    seed: int = 0,
+    predictions: Mapping[str, str], records: Mapping[str, Mapping[str, Any]], reader: TemplateReader, seed: int = 0
 ) -> dict[str, Any]:
     """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
 
@@ -171,12 +167,7 @@ def ssv2_scores(
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
     "per_template" the same by template, "confused" the most frequent [true, read template or None, count],
     "per_clip" what `score_clip` gives. Templates are written as the reader has them.
-    Raises: UserError where there are no clips, or a prediction's clip has no record.
     """
-    if not predictions:
-        raise UserError("no clips to score: there are no predictions")
-    if missing := [key for key in predictions if key not in records]:
-        raise UserError(f"{len(missing)} predictions have no annotation, the first is {missing[0]!r}")
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
     groups, confused = defaultdict(list), Counter()
     for clip in per_clip.values():
