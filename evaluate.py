@@ -34,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
     made = captioner.config["features"]  # --encoder may name it anew
     check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
-    plan = Plan(args, records, layout)
+    evaluation = Evaluation(args, records, layout)
     try:
         with Interrupts(at_once=True) as interrupts:
             context.check_equal([record["id"] for record in records], f"{args.split} clips")
             folder = layout.feature_folder(args.split)
             reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
-            result = evaluate(args, reader, layout, plan)
+            result = evaluation.run(reader)
     except Interrupted as signal:
         context.print_main(f"{signal}: nothing was written")
         return signal.code
@@ -80,13 +80,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Plan:
-    """What the run will score with, all of it read before the first clip is captioned.
+class Evaluation:
+    """What a split is scored with, all of it read before the first clip is captioned; `run` captions and scores.
 
     Raises: UserError where some of it is not there, or not what it should be.
     """
 
     def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
+        self.args, self.layout = args, layout
+        self.settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
         self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
         learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
         self.common = grounding.most_common_caption(learnt) if args.grounding else ""
@@ -103,68 +105,68 @@ class Plan:
                     f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
                 )
 
+    def run(self, reader: SplitReader) -> dict[str, Any]:
+        """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
+        args, captions = self.args, reader.captions(**self.settings)
+        ranks = self.rank_actions(reader).values() if args.actions else []
+        others, backwards = None, {}
+        if args.grounding and len(reader.records) > 1:
+            others = reader.captions(**self.settings, sources=shuffled(reader.records, args.seed))
+        if args.grounding and args.reversed_clips > 0:
+            backwards = self.caption_reversed(reader)
+        if not reader.context.is_main:
+            return {}
+        result = {"split": args.split, **self.scorer.scores(captions, meteor=not args.no_meteor)}
+        if args.actions:
+            tops = {f"top{most}": [rank < most for rank in ranks] for most in (1, 5)}
+            result["actions"] = self.scorer.means(tops)
+        if args.grounding:
+            lies = {"shuffled": others, "most_common": dict.fromkeys(captions, self.common), "reversed": backwards}
+            # The reversed clips are some of all: their score stands beside the same clips' forwards.
+            lies["forwards"] = {clip_id: captions[clip_id] for clip_id in backwards}
+            result["grounding"] = self.scorer.grounding(lies, self.pairs)
+            result["grounding"] |= {"most_common_caption": self.common, "reversed_clips": len(backwards)}
+        return result
 
-def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
-    """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
-    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-    predictions = reader.captions(**settings)
-    actions = rank_actions(plan.actions, reader) if args.actions else {}
-    others, backwards = None, {}
-    if args.grounding and len(reader.records) > 1:
-        others = reader.captions(**settings, sources=shuffled(reader.records, args.seed))
-    if args.grounding and args.reversed_clips > 0:
-        backwards = caption_reversed(args, reader, layout, plan.pairs, settings)
-    if not reader.context.is_main:
-        return {}
-    result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
-    if args.actions:
-        ranks = {"top1": [rank < 1 for rank in actions.values()], "top5": [rank < 5 for rank in actions.values()]}
-        result["actions"] = plan.scorer.means(ranks)
-    if args.grounding:
-        result["grounding"] = plan.scorer.grounding(predictions, others, plan.common, backwards, plan.pairs)
-    return result
+    def rank_actions(self, reader: SplitReader) -> dict[str, int]:
+        """By clip id: how many of all templates are likelier than the clip's own."""
+        captioner, clips, texts = reader.captioner, len(reader.records), list(self.actions.values())
+        tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
+        weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
+        reader.context.print_main(
+            f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
+            f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
+        )
+        places = {key: place for place, key in enumerate(self.actions)}
 
+        def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
+            ranked = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True).tolist()
+            own = [places[template_key(record["template"])] for record in part]
+            return [order.index(place) for order, place in zip(ranked, own, strict=True)]
 
-def rank_actions(actions: dict[str, str], reader: SplitReader) -> dict[str, int]:
-    """By clip id: how many of all templates (`actions`: texts by template key) are likelier than the clip's own."""
-    captioner, clips, texts = reader.captioner, len(reader.records), list(actions.values())
-    tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
-    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
-    reader.context.print_main(
-        f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
-        f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
-    )
-    places = {key: place for place, key in enumerate(actions)}
+        return reader.each(ranks, "actions")
 
-    def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
-        ranked = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True).tolist()
-        own = [places[template_key(record["template"])] for record in part]
-        return [order.index(place) for order, place in zip(ranked, own, strict=True)]
+    def caption_reversed(self, reader: SplitReader) -> dict[str, str]:
+        """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
+        from video.workers import Workers
 
-    return reader.each(ranks, "actions")
-
-
-def caption_reversed(
-    args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str], settings: dict
-) -> dict[str, str]:
-    """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
-    from video.workers import Workers
-
-    context, captioner = reader.context, reader.captioner
-    moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in pairs]
-    videos = {clip_id: path for clip_id in sorted(moving) if (path := layout.video(clip_id))}
-    chosen = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
-    if not chosen or captioner.config["features"] is None:
-        context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
-        return {}
-    if len(chosen) < len(videos):
-        context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
-    mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
-    count = max(1, (os.cpu_count() or 1) // context.world_size)
-    with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
-        found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **settings)
-    merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
-    return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
+        args, context, captioner = self.args, reader.context, reader.captioner
+        moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in self.pairs]
+        videos = {clip_id: path for clip_id in sorted(moving) if (path := self.layout.video(clip_id))}
+        chosen = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
+        if not chosen or captioner.config["features"] is None:
+            context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+            return {}
+        if len(chosen) < len(videos):
+            context.print_main(
+                f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
+            )
+        mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
+        count = max(1, (os.cpu_count() or 1) // context.world_size)
+        with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
+            found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **self.settings)
+        merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
+        return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:

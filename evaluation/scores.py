@@ -59,31 +59,19 @@ class Scorer:
         means = {name: math.fsum(values) / len(values) for name, values in per_clip.items()}
         return {**means, "intervals": {name: bootstrap(values, self.seed) for name, values in per_clip.items()}}
 
-    def grounding(
-        self,
-        predictions: dict[str, str],
-        shuffled: dict[str, str] | None,
-        common: str,
-        backwards: dict[str, str],
-        pairs: dict[str, str],
-    ) -> dict[str, Any]:
-        """What the scores are when the captioner is lied to, or does not look.
+    def grounding(self, captions: dict[str, dict[str, str] | None], pairs: dict[str, str]) -> dict[str, Any]:
+        """CIDEr of captions of whatever is not the clip, by their name; and of "reversed" ones, whether they flip.
 
-        shuffled: captions of other clips' features; common: the caption that needs no clip; backwards: captions
-        of reversed clips, of those alone whose action has an opposite in `pairs` (grounding.opposites).
+        pairs: grounding.opposites, of which each clip of "reversed" has one.
         """
-        flips = grounding.flips(backwards, self.records, pairs, self.reader) if self.reader else {}
+        flips = grounding.flips(captions["reversed"], self.records, pairs, self.reader) if self.reader else {}
         found = self.means({"reversal_flips": list(flips.values())} if flips else {})
-        # The reversed clips are some of all: their score stands beside the same clips' forwards.
-        forwards = {clip_id: predictions[clip_id] for clip_id in backwards}
-        most_common = dict.fromkeys(self.records, common)
-        rows = {"shuffled": shuffled, "most_common": most_common, "reversed": backwards, "forwards": forwards}
-        for name, captions in rows.items():
-            if captions:
-                ngram = self._ngram(captions, meteor=False)
+        for name, said in captions.items():
+            if said:
+                ngram = self._ngram(said, meteor=False)
                 found[f"CIDEr_{name}"] = ngram.metrics["CIDEr"]
                 found["intervals"][f"CIDEr_{name}"] = ngram.intervals["CIDEr"]
-        return {**found, "most_common_caption": common, "reversed_clips": len(backwards)}
+        return found
 
 
 NAMES = (  # of the table's scores: section of evaluation.json, group in the table, key, name
