@@ -99,11 +99,10 @@ class Evaluation:
         templates = dataset.read_templates(args.data) if args.actions else []
         texts = (as_text(template.lower() if lower else template) for template in templates)
         self.actions = dict(zip(map(template_key, templates), map(dataset.clean, texts), strict=True))
-        for record in records if args.actions else ():
-            if template_key(record.get("template") or "") not in self.actions:
-                raise UserError(
-                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
-                )
+        unknown = [r for r in records if template_key(r.get("template") or "") not in self.actions]
+        if args.actions and unknown:
+            clip, template = unknown[0]["id"], unknown[0].get("template")
+            raise UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
 
     def run(self, reader: SplitReader) -> dict[str, Any]:
         """All that evaluation.json holds of the captions. All processes caption; the main one scores."""

@@ -53,22 +53,14 @@ class SplitReader:
         merged = {clip_id: value for part in self.context.gather(found) for clip_id, value in part.items()}
         return {record["id"]: merged[record["id"]] for record in self.records}
 
-    def captions(
-        self, max_new_tokens: int, num_beams: int = 1, sources: dict[str, str] | None = None
-    ) -> dict[str, str]:
+    def captions(self, max_new_tokens: int, num_beams: int = 1, sources: dict | None = None) -> dict[str, str]:
         """Captions by clip id; `sources` as in `each`."""
-
-        def generate(_: list[Record], features: Tensor) -> list[str]:
-            return self.captioner.generate(features, max_new_tokens, num_beams)
-
-        return self.each(generate, "shuffled" if sources else "captions", sources)
+        desc = "shuffled" if sources else "captions"
+        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), desc, sources)
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
-        """The mean over clips of the loss of each one's first caption, in nats a token, and captions as `captions`.
-
-        Each clip's features, 8.4 MB at full size, are read once for both.
-        """
+        """The mean loss of each clip's first caption, in nats a token, and `captions`: features are read once."""
 
         def both(part: list[Record], features: Tensor) -> Iterable[tuple[float, str]]:
             losses = self.captioner.per_caption_nll(features, [record["label"][0] for record in part])
@@ -88,8 +80,8 @@ def dequantize_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path
             f"the features in {folder} are {packed.values.shape[-1]} wide, the Q-Former reads {width}; "
             "this checkpoint belongs to another encoder's features"
         )
-    on_gpu = captioner.device.type == "cuda"
-    return cache.dequantize(packed, captioner.device, torch.bfloat16 if on_gpu else torch.float32)
+    dtype = torch.bfloat16 if captioner.device.type == "cuda" else torch.float32
+    return cache.dequantize(packed, captioner.device, dtype)
 
 
 def shuffled(records: list[Record], seed: int) -> dict[str, str]:

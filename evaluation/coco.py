@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 SECONDS_A_CAPTION = 0.01  # beyond the time limit: METEOR was measured at 0.0006 s a caption
@@ -53,7 +54,12 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     if java in _unfit:
         raise JavaError("Java hung or failed before in this run")
     _unfit.add(java)  # until it has answered
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _child(function, folder) as process:
+    command = [sys.executable, "-m", "evaluation.coco", function]
+    env = {**os.environ, "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"}
+    settings = {"env": env, "cwd": Path(__file__).parents[1], **dict.fromkeys(("stdin", "stdout", "stderr"), PIPE)}
+    settings["start_new_session"] = True  # and so a process group of its own, which Java belongs to
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as folder, subprocess.Popen([*command, folder], **settings) as process:
         try:
             answer, errors = process.communicate(json.dumps(argument).encode(), timeout + SECONDS_A_CAPTION * captions)
         except subprocess.TimeoutExpired:
@@ -61,18 +67,10 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
         finally:
             _end(process)
     if process.returncode != 0:
-        last = errors.decode("utf-8", "replace").strip().split("\n")[-1]
-        raise JavaError(f"Java failed ({last or f'exit code {process.returncode}'})")
+        last = errors.decode("utf-8", "replace").strip().split("\n")[-1] or f"exit code {process.returncode}"
+        raise JavaError(f"Java failed ({last})")
     _unfit.remove(java)
     return json.loads(answer)
-
-
-def _child(function: str, folder: str) -> subprocess.Popen:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    options = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"
-    # A session, and so a process group, of its own, which Java belongs to.
-    settings = {"cwd": Path(__file__).parents[1], "env": {**os.environ, "JAVA_TOOL_OPTIONS": options}, **pipes}
-    return subprocess.Popen([sys.executable, "-m", __name__, function, folder], start_new_session=True, **settings)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -28,9 +28,8 @@ def opposites(data: Path) -> dict[str, str]:
 
 
 def most_common_caption(records: list[dataset.Record]) -> str:
-    """The caption that a captioner which sees nothing had best say: the commonest training label."""
-    counts = Counter(record["label"][0] for record in records)
-    return min(counts, key=lambda caption: (-counts[caption], caption))
+    """What a captioner that sees nothing had best say: the commonest training label, of equal ones the first."""
+    return Counter(sorted(record["label"][0] for record in records)).most_common(1)[0][0]
 
 
 def reversed_captions(
@@ -38,7 +37,7 @@ def reversed_captions(
 ) -> dict[str, str]:
     """Captions of clips played backwards, by id, in the order of `videos`; damaged ones are left out.
 
-    `workers`: video.workers.Workers; `settings`: "max_new_tokens" and "num_beams" of `VideoCaptioner.generate`.
+    `workers`: video.workers.Workers; `settings`: of `VideoCaptioner.generate`.
     """
     clips = workers.read_clips(videos.items(), captioner.encoder.transform, captioner.encoder.frames)
     # Frames are (T, 3, S, S): the last one comes first.

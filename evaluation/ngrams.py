@@ -29,17 +29,13 @@ LINE_BREAKERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class NgramScores:
-    """`metrics` by name (METEOR None without Java), `intervals` [low, high] by name, `per_clip` by name and clip id.
+    """Scores by name, as `ngram_scores` makes them."""
 
-    METEOR has no interval, since it is no mean over clips. `tokenizer` names the tokenizer, `notes` says in words
-    for the user what was left out and why.
-    """
-
-    metrics: dict[str, float | None]
-    per_clip: dict[str, dict[str, float]]
-    intervals: dict[str, list[float] | None]
+    metrics: dict[str, float | None]  # METEOR is None without Java
+    per_clip: dict[str, dict[str, float]]  # by clip id
+    intervals: dict[str, list[float] | None]  # [low, high]; METEOR, which is no mean over clips, has none
     tokenizer: str
-    notes: list[str]
+    notes: list[str]  # in words for the user: what was left out and why
 
 
 def ngram_scores(
@@ -139,10 +135,9 @@ def _bleu_counts(captions: list[str], texts: list[list[str]]) -> np.ndarray:
     scorer, rows = BleuScorer(n=4), []
     for one, many in zip(captions, texts, strict=True):
         scorer += (one, many)
-    for clip in scorer.ctest:
-        length = clip["testlen"]
-        closest = min((abs(reference - length), reference) for reference in clip["reflen"])[1]
-        rows.append([*clip["correct"], *clip["guess"], length, closest])
+        said = scorer.ctest[-1]
+        closest = min((abs(length - said["testlen"]), length) for length in said["reflen"])[1]
+        rows.append([*said["correct"], *said["guess"], said["testlen"], closest])
     return np.array(rows, dtype=np.float64)
 
 

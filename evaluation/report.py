@@ -4,7 +4,6 @@ The page is one file that opens from disk. Its captions travel as JSON and reach
 (textContent), and its clips stay where they are: the page points at them by relative path.
 """
 
-import contextlib
 import io
 import math
 import os
@@ -22,30 +21,24 @@ from evaluation.scores import table
 from runtime import files
 from runtime.files import shown
 
-# A clip may have 14 paraphrases; on a page of 24,777 clips the rest would double its size and nobody reads them.
-REFERENCES_SHOWN = 5
+Row = Mapping[str, Any]
+SHOWN = 5  # references of a clip: it may have 14, and all of those of 24,777 clips would double the page's size
 CURVES = (  # key of the history, panel, name, the page's name of its colour and that colour in the light theme, line
     ("train_loss", "loss", "training", "--first", "#1d62b5", "o-"),
     ("val_loss", "loss", "validation", "--second", "#b2561a", "s--"),
     ("CIDEr", "CIDEr", "CIDEr", "--exact", "#0a7350", "^-"),
 )
-DIM = "#5d6168"  # the page's --dim
-STYLE = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), DIM),
-    **{"axes.grid": True, "grid.color": DIM, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False},
-    **{"font.size": 12, "lines.markersize": 5, "legend.frameon": False},
-    **{"svg.fonttype": "none", "svg.hashsalt": "curves"},  # texts stay texts, and ids come from the content
-}
+DIM = "#5d6168"  # the page's --dim, in curves.mplstyle
 
 
 def write_page(
     path: Path | str,
     title: str,
-    clips: Iterable[Mapping[str, Any]],
-    history: Sequence[Mapping[str, Any]] = (),
-    scores: Sequence[Mapping[str, Any]] = (),
+    clips: Iterable[Row],
+    history: Sequence[Row] = (),
+    scores: Sequence[Row] = (),
     made_by: str | None = None,
-    confused: Sequence[Sequence[Any]] | None = None,
+    confused: Sequence[Sequence[Any]] = (),
 ) -> None:
     """Write one self-contained HTML page: curves, scores, and a gallery of clips beside their captions.
 
@@ -58,29 +51,18 @@ def write_page(
     made_by: the command and commit, shown under the title.
     confused: (true template, predicted template, count) rows, most frequent first.
     """
-    path = Path(path)
+    content = {"title": title, "scores": scores, "made_by": made_by, "confused": confused}
+    content["curves"] = _embedded_curves(history)
+    content["clips"] = [_clip(clip, Path(path).parent) for clip in clips]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["shown"] = shown
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    html = page.get_template("page.html.j2").render(
-        title=title,
-        made_by=made_by,
-        curves=_embedded_curves(history),
-        scores=scores,
-        confused=confused or [],
-        clips=[_clip(clip, path.parent) for clip in clips],
-    )
-    files.write_text(path, html)
+    files.write_text(path, page.get_template("page.html.j2").render(content))
 
 
 def write_scored_page(
-    page: Path,
-    title: str,
-    result: Mapping[str, Any],
-    layout: Layout,
-    history: Sequence[Mapping[str, Any]],
-    copies: Path | None = None,
+    page: Path, title: str, result: Row, layout: Layout, history: Sequence[Row], copies: Path | None = None
 ) -> None:
     """The page of what evaluation.json holds (`result`), with the dataset's videos; history: as in `write_page`.
 
@@ -94,7 +76,7 @@ def write_scored_page(
             video = copies / video.name
         clips.append({**row, "score": row["CIDEr"], "video": video and relative(video, page)})
     made_by = " at ".join(filter(None, result["made_by"].values()))
-    write_page(page, title, clips, history, table(result), made_by, result.get("ssv2", {}).get("confused"))
+    write_page(page, title, clips, history, table(result), made_by, result.get("ssv2", {}).get("confused", ()))
 
 
 def relative(target: Path | str, page: Path | str) -> str:
@@ -105,35 +87,29 @@ def relative(target: Path | str, page: Path | str) -> str:
         return os.path.abspath(target)
 
 
-def _clip(clip: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    references = clip.get("references") or []
+def _clip(clip: Row, folder: Path) -> dict[str, Any]:
+    """What the page's script reads of a clip."""
+    references, tracks, score = clip.get("references") or [], clip.get("tracks"), clip.get("score")
     embedded = {key: shown(clip.get(key) or "") for key in ("prediction", "template", "error", "warning")}
-    embedded |= {
-        "id": shown(clip["id"]),
-        "references": [shown(text) for text in references[:REFERENCES_SHOWN]],
-        "unseen": max(0, len(references) - REFERENCES_SHOWN),
-        "video": _address(clip.get("video")),
-        "tracks": _address(clip.get("tracks")),
-        "outcome": clip.get("outcome"),
-        "segments": [
-            {"start": round(part["start"], 3), "end": round(part["end"], 3), "caption": shown(part["caption"])}
-            for part in clip.get("segments") or []
-        ],
-    }
-    if clip.get("tracks"):
+    embedded |= {key: _address(clip.get(key)) for key in ("video", "tracks")}
+    embedded |= {"id": shown(clip["id"]), "outcome": clip.get("outcome")}
+    embedded |= {"references": list(map(shown, references[:SHOWN])), "unseen": len(references[SHOWN:])}
+    embedded["segments"] = [
+        {"start": round(part["start"], 3), "end": round(part["end"], 3), "caption": shown(part["caption"])}
+        for part in clip.get("segments") or []
+    ]
+    if tracks and (folder / tracks).exists():
         # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
-        with contextlib.suppress(OSError):
-            embedded["vtt"] = shown((folder / clip["tracks"]).read_text(encoding="utf-8-sig", errors="replace"))
-    score = clip.get("score")
+        embedded["vtt"] = shown((folder / tracks).read_text(encoding="utf-8-sig", errors="replace"))
     score = round(float(score), 4) if _is_finite(score) else None
     return {**{key: value for key, value in embedded.items() if value}, "score": score}
 
 
 def _address(path: Path | str | None) -> str | None:
     """A URL for a path: names may hold '#', '?', '%' or bytes that are no UTF-8."""
-    if not path:
-        return None
-    return Path(path).as_uri() if os.path.isabs(path) else quote(os.fsencode(Path(path).as_posix()))
+    if path and os.path.isabs(path):
+        return Path(path).as_uri()
+    return quote(os.fsencode(Path(path).as_posix())) if path else None
 
 
 def _is_finite(value: float | None) -> bool:
@@ -144,20 +120,20 @@ def _is_finite(value: float | None) -> bool:
 # ---- curves ----
 
 
-def save_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
+def save_curves(path: Path | str, history: Sequence[Row]) -> None:
     """Draw training and validation loss, and CIDEr, against the epoch, as a PNG; history: as in `write_page`."""
     # No version in the file: the same history gives the same bytes.
     settings = {"format": "png", "dpi": 150, "metadata": {"Software": None}}
     files.write_atomic(path, lambda file: _draw(_points(history), file, **settings))
 
 
-def _points(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def _points(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     """(epoch, value) of each curve that has any."""
-    keys = [key for key, *_ in CURVES if any(_is_finite(row.get(key)) for row in history)]
-    return {key: [(row["epoch"], row[key]) for row in history if _is_finite(row.get(key))] for key in keys}
+    found = {key: [(row["epoch"], row[key]) for row in history if _is_finite(row.get(key))] for key, *_ in CURVES}
+    return {key: points for key, points in found.items() if points}
 
 
-def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **settings: Any) -> None:
+def _draw(points: dict[str, list[tuple[float, float]]], file: Any, **settings: Any) -> None:
     """One panel for the losses and one for CIDEr, where they have values, saved to `file`."""
     # matplotlib takes half a second to import, and captioning a video needs none of it.
     import matplotlib
@@ -166,7 +142,7 @@ def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **sett
 
     curves = [curve for curve in CURVES if curve[0] in points]
     panels = dict.fromkeys(panel for _, panel, *_ in curves) or ["loss"]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=Path(__file__).with_name("curves.mplstyle")):
         figure = Figure(figsize=(5, 2.6 * len(panels) + 0.2), layout="constrained")
         for panel, axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
             axes.set(xlabel="epoch", ylabel=panel)
@@ -178,7 +154,7 @@ def _draw(points: Mapping[str, Sequence[tuple[float, float]]], file: Any, **sett
         figure.savefig(file, **settings)
 
 
-def _embedded_curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+def _embedded_curves(history: Sequence[Row]) -> Markup | None:
     """The curves as an <svg> in the page's colours, with a label that says them; None where there are none."""
     if not (points := _points(history)):
         return None

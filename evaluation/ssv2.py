@@ -9,30 +9,23 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evaluation.bootstrap import interval, resampled_sums
+from runtime import files
 
 WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
+WORDS = files.read_json(Path(__file__).with_name("words.json"), "the words of templates")
 # labels.json as published has no brackets: these are the placeholders of its 174 templates, longest first.
-BARE_PLACEHOLDER = re.compile(
-    r"\b(?:one of many similar things on the table|something similar to other things that are already on the table|"
-    r"something that cannot actually stand upright|something else that cannot support it|"
-    r"something that is not tearable|something in it|something unbendable|something soft|some substance|number of|"
-    r"part|somewhere|something)\b",
-    re.IGNORECASE,
-)
+BARE_PLACEHOLDER = re.compile(rf"\b(?:{'|'.join(WORDS['placeholders'])})\b", re.IGNORECASE)
 ARTICLE = re.compile("^(?:a|an|the) ")
 # Patterns of words, each with the space after it, and with the comma before that where there is one.
 ANY_WORD = "[^ ]++ "
-NUMBER_WORD = (
-    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
-    r"eighteen|nineteen|twenty|thirty|forty|fifty|hundred|dozen|many|some|several|few|couple|pair|lot|lots|bunch|"
-    r"number|multiple|plenty|\d+),? "
-)
+NUMBER_WORD = rf"(?:{'|'.join(WORDS['numbers'])}|\d+),? "
 NUMBER = f"(?:(?:a|an|the),? )?(?:{NUMBER_WORD})+(?:of,? )?"  # "two", "a few", "a couple of"
 CONFUSIONS = 20  # pairs of templates that are listed
 
@@ -133,9 +126,8 @@ class TemplateReader:
 def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int]:
     """How many of the placeholders `wanted` are among the words of the placeholders `given`: (found, of how many).
 
-    A placeholder of several words is found only as all of them in a row; "a", "an" and "the" before it do not
-    matter, nor which placeholder it stands in. A word that has been found is not found again. Placeholders
-    without any word do not count.
+    Several words are found only as all of them in a row; "a", "an" and "the" before them do not matter, nor which
+    placeholder they stand in. A word that has been found is not found again. What has no words does not count.
     """
     pools = [f" {template_key(text)} " for text in given]
     names = [ARTICLE.sub("", key) for key in map(template_key, wanted) if key]
@@ -159,22 +151,21 @@ def ssv2_scores(
 
     A clip's record has "label" (a text or a list), "template" and "placeholders" (or None).
     - exact_match: the words are those of a reference (case, punctuation and spacing aside);
-    - template_accuracy: the caption, read as a template (TemplateReader), is the clip's; an exact match is right
-      by definition, since some labels' texts fit another template better than their own;
+    - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
+      since some labels' texts fit another template better than their own;
     - no_template: captions that fit none of the templates;
     - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
       in the whole caption where no template fits (`objects_found`).
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the most frequent [true, read template or None, count],
-    "per_clip" what `score_clip` gives. Templates are written as the reader has them.
+    "per_template" the same by template, "confused" the most frequent [true, read template or None, count].
     """
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
-    groups, confused = defaultdict(list), Counter()
+    groups = defaultdict(list)
     for clip in per_clip.values():
-        if clip["true_template"]:
-            groups[clip["true_template"]].append(clip)
-        if clip["outcome"] == "wrong":
-            confused[clip["true_template"], clip["read_template"]] += 1
+        groups[clip["true_template"]].append(clip)
+    groups.pop(None, None)
+    wrong = [clip for clip in per_clip.values() if clip["outcome"] == "wrong"]
+    confused = Counter((clip["true_template"], clip["read_template"]) for clip in wrong)
     pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
     return {
         **_fractions(list(per_clip.values()), seed),
