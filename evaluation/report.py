@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from dataset import Layout
 from evaluation.scores import table
@@ -22,13 +21,11 @@ from runtime import files
 from runtime.files import shown
 
 Row = Mapping[str, Any]
-SHOWN = 5  # references of a clip: it may have 14, and all of those of 24,777 clips would double the page's size
-CURVES = (  # key of the history, panel, name, the page's name of its colour and that colour in the light theme, line
-    ("train_loss", "loss", "training", "--first", "#1d62b5", "o-"),
-    ("val_loss", "loss", "validation", "--second", "#b2561a", "s--"),
-    ("CIDEr", "CIDEr", "CIDEr", "--exact", "#0a7350", "^-"),
+CURVES = (  # key of the history, panel, name, colour (page.html.j2 puts its theme's in its place), line
+    ("train_loss", "loss", "training", "#1d62b5", "o-"),
+    ("val_loss", "loss", "validation", "#b2561a", "s--"),
+    ("CIDEr", "CIDEr", "CIDEr", "#0a7350", "^-"),
 )
-DIM = "#5d6168"  # the page's --dim, in curves.mplstyle
 
 
 def write_page(
@@ -51,14 +48,15 @@ def write_page(
     made_by: the command and commit, shown under the title.
     confused: (true template, predicted template, count) rows, most frequent first.
     """
-    content = {"title": title, "scores": scores, "made_by": made_by, "confused": confused}
-    content["curves"] = _embedded_curves(history)
-    content["clips"] = [_clip(clip, Path(path).parent) for clip in clips]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters["shown"] = shown
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    files.write_text(path, page.get_template("page.html.j2").render(content))
+    page.filters |= {"shown": lambda text: shown(text or ""), "address": _address}
+    page.filters["content"] = lambda track: _content(Path(path).parent / track) if track else None
+    points = _points(history)
+    content = {"title": title, "clips": clips, "scores": scores, "made_by": made_by, "confused": confused}
+    curves = {"points": points, "svg": _svg(points) if points else None}
+    files.write_text(path, page.get_template("page.html.j2").render(**content, **curves))
 
 
 def write_scored_page(
@@ -87,22 +85,9 @@ def relative(target: Path | str, page: Path | str) -> str:
         return os.path.abspath(target)
 
 
-def _clip(clip: Row, folder: Path) -> dict[str, Any]:
-    """What the page's script reads of a clip."""
-    references, tracks, score = clip.get("references") or [], clip.get("tracks"), clip.get("score")
-    embedded = {key: shown(clip.get(key) or "") for key in ("prediction", "template", "error", "warning")}
-    embedded |= {key: _address(clip.get(key)) for key in ("video", "tracks")}
-    embedded |= {"id": shown(clip["id"]), "outcome": clip.get("outcome")}
-    embedded |= {"references": list(map(shown, references[:SHOWN])), "unseen": len(references[SHOWN:])}
-    embedded["segments"] = [
-        {"start": round(part["start"], 3), "end": round(part["end"], 3), "caption": shown(part["caption"])}
-        for part in clip.get("segments") or []
-    ]
-    if tracks and (folder / tracks).exists():
-        # Browsers refuse a <track> from file://, so the page carries the text; the address serves where it is missing.
-        embedded["vtt"] = shown((folder / tracks).read_text(encoding="utf-8-sig", errors="replace"))
-    score = round(float(score), 4) if _is_finite(score) else None
-    return {**{key: value for key, value in embedded.items() if value}, "score": score}
+def _content(track: Path) -> str | None:
+    """The subtitles in a file. Browsers refuse a <track> from file://, so the page carries its text."""
+    return track.read_text(encoding="utf-8-sig", errors="replace") if track.exists() else None
 
 
 def _address(path: Path | str | None) -> str | None:
@@ -110,11 +95,6 @@ def _address(path: Path | str | None) -> str | None:
     if path and os.path.isabs(path):
         return Path(path).as_uri()
     return quote(os.fsencode(Path(path).as_posix())) if path else None
-
-
-def _is_finite(value: float | None) -> bool:
-    """Whether there is a number: JSON has no NaN and no infinities."""
-    return value is not None and math.isfinite(value)
 
 
 # ---- curves ----
@@ -129,7 +109,8 @@ def save_curves(path: Path | str, history: Sequence[Row]) -> None:
 
 def _points(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     """(epoch, value) of each curve that has any."""
-    found = {key: [(row["epoch"], row[key]) for row in history if _is_finite(row.get(key))] for key, *_ in CURVES}
+    found = {key: [(row["epoch"], row[key]) for row in history if row.get(key) is not None] for key, *_ in CURVES}
+    found = {key: [point for point in points if math.isfinite(point[1])] for key, points in found.items()}
     return {key: points for key, points in found.items() if points}
 
 
@@ -147,21 +128,15 @@ def _draw(points: dict[str, list[tuple[float, float]]], file: Any, **settings: A
         for panel, axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
             axes.set(xlabel="epoch", ylabel=panel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for key, _, name, _, colour, line in (curve for curve in curves if curve[1] == panel):
+            for key, _, name, colour, line in (curve for curve in curves if curve[1] == panel):
                 axes.plot(*zip(*points[key], strict=True), line, label=name, color=colour)
             if len(axes.lines) > 1:
                 axes.legend()
         figure.savefig(file, **settings)
 
 
-def _embedded_curves(history: Sequence[Row]) -> Markup | None:
-    """The curves as an <svg> in the page's colours, with a label that says them; None where there are none."""
-    if not (points := _points(history)):
-        return None
+def _svg(points: dict[str, list[tuple[float, float]]]) -> str:
+    """The curves as an <svg> within HTML: without what comes before it, and without namespaces."""
     drawn = io.StringIO()
     _draw(points, drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)', "", drawn.getvalue(), flags=re.DOTALL)
-    for name, light in (("--dim", DIM), *(curve[3:5] for curve in CURVES)):
-        svg = svg.replace(light, f"var({name})")
-    ends = (f"{key.replace('_', ' ')} {pairs[0][1]:.3g} to {pairs[-1][1]:.3g}" for key, pairs in points.items())
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="By epoch: {"; ".join(ends)}"', 1))
+    return re.sub(r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)', "", drawn.getvalue(), flags=re.DOTALL)
