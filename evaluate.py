@@ -18,7 +18,6 @@ from models import checkpoint
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
-from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 
 
@@ -102,7 +101,7 @@ class Evaluation:
         unknown = [r for r in records if template_key(r.get("template") or "") not in self.actions]
         if args.actions and unknown:
             clip, template = unknown[0]["id"], unknown[0].get("template")
-            raise UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
+            raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
 
     def run(self, reader: SplitReader) -> dict[str, Any]:
         """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
@@ -117,8 +116,7 @@ class Evaluation:
             return {}
         result = {"split": args.split, **self.scorer.scores(captions, meteor=not args.no_meteor)}
         if args.actions:
-            tops = {f"top{most}": [rank < most for rank in ranks] for most in (1, 5)}
-            result["actions"] = self.scorer.means(tops)
+            result["actions"] = self.scorer.means({f"top{n}": [rank < n for rank in ranks] for n in (1, 5)})
         if args.grounding:
             lies = {"shuffled": others, "most_common": dict.fromkeys(captions, self.common), "reversed": backwards}
             # The reversed clips are some of all: their score stands beside the same clips' forwards.
@@ -136,12 +134,11 @@ class Evaluation:
             f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
             f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
         )
-        places = {key: place for place, key in enumerate(self.actions)}
 
         def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
-            ranked = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True).tolist()
-            own = [places[template_key(record["template"])] for record in part]
-            return [order.index(place) for order, place in zip(ranked, own, strict=True)]
+            order = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True)
+            own = [list(self.actions).index(template_key(record["template"])) for record in part]
+            return order.argsort(dim=1)[range(len(own)), own].tolist()
 
         return reader.each(ranks, "actions")
 
@@ -152,20 +149,18 @@ class Evaluation:
         args, context, captioner = self.args, reader.context, reader.captioner
         moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in self.pairs]
         videos = {clip_id: path for clip_id in sorted(moving) if (path := self.layout.video(clip_id))}
-        chosen = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
-        if not chosen or captioner.config["features"] is None:
+        drawn = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
+        if not drawn or captioner.config["features"] is None:
             context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
             return {}
-        if len(chosen) < len(videos):
-            context.print_main(
-                f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)"
-            )
-        mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
+        if len(drawn) < len(videos):
+            context.print_main(f"reversed: {len(drawn):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
+        mine = {clip_id: videos[clip_id] for clip_id in context.shard(drawn)}
         count = max(1, (os.cpu_count() or 1) // context.world_size)
         with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
             found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **self.settings)
         merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
-        return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
+        return {clip_id: merged[clip_id] for clip_id in drawn if clip_id in merged}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:

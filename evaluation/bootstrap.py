@@ -10,12 +10,12 @@ SAMPLES = 1000  # resamples
 def resampled_sums(columns: np.ndarray, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
     """Sums (samples, k) of columns (clips, k) over as many clips, drawn with replacement."""
     clips, random = len(columns), np.random.default_rng(seed)
-    sums = np.empty((samples, columns.shape[1]))
+    sums = []
     for start in range(0, samples, 50):  # 50 x 24,777 weights are 10 MB
         rows = range(start, min(start + 50, samples))
         weights = np.stack([np.bincount(random.integers(0, clips, clips), minlength=clips) for _ in rows])
-        sums[rows.start : rows.stop] = weights.astype(np.float64) @ columns
-    return sums
+        sums.append(weights.astype(np.float64) @ columns)
+    return np.concatenate(sums)
 
 
 def interval(scores: np.ndarray) -> list[float]:

@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 SECONDS_A_CAPTION = 0.01  # beyond the time limit: METEOR was measured at 0.0006 s a caption
@@ -29,21 +27,15 @@ class JavaError(Exception):
     """Java is missing, hangs or fails; the message says which, in words for the user."""
 
 
-def tokenize(texts: Sequence[Sequence[str]], timeout: float) -> list[list[str]]:
-    """PTB tokens of lists of captions, joined by spaces, as pycocoevalcap makes them; a caption is one line.
-
-    Raises: JavaError.
-    """
-    return _ask("tokenize", list(map(list, texts)), timeout, sum(map(len, texts)))
+def tokenize(texts: list[list[str]], timeout: float) -> list[list[str]]:
+    """PTB tokens, joined by spaces, of lists of captions of one line each. Raises: JavaError."""
+    return _ask("tokenize", texts, timeout, sum(map(len, texts)))
 
 
-def meteor(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float
-) -> tuple[float, list[float]]:
+def meteor(predictions: list[str], references: list[list[str]], timeout: float) -> tuple[float, list[float]]:
     """METEOR 1.5 of tokenized captions: of all clips together, and of each. Raises: JavaError."""
     plain = [[text.replace("|||", "") for text in texts] for texts in references]  # divides fields in its protocol
-    score, scores = _ask("meteor", [list(predictions), plain], timeout, len(plain) + sum(map(len, plain)))
-    return score, scores
+    return tuple(_ask("meteor", [predictions, plain], timeout, len(plain) + sum(map(len, plain))))
 
 
 def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
@@ -56,8 +48,9 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     _unfit.add(java)  # until it has answered
     command = [sys.executable, "-m", "evaluation.coco", function]
     env = {**os.environ, "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"}
-    settings = {"env": env, "cwd": Path(__file__).parents[1], **dict.fromkeys(("stdin", "stdout", "stderr"), PIPE)}
-    settings["start_new_session"] = True  # and so a process group of its own, which Java belongs to
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    # A session, and so a process group, of its own, which Java belongs to.
+    settings = {"env": env, "cwd": Path(__file__).parents[1], "start_new_session": True, **pipes}
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with scratch as folder, subprocess.Popen([*command, folder], **settings) as process:
         try:
@@ -75,18 +68,15 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
 
 def _end(process: subprocess.Popen) -> None:
     """End the child together with its Java: its process group, or on Windows its tree of processes."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(OSError):  # all of the group has ended by itself
+    with contextlib.suppress(OSError):  # all of it has ended by itself
+        if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        if os.name == "nt":
+        else:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
-        process.kill()
+    process.kill()
 
 
-# ---- in the child ----
-
-
+# From here on, what the child does.
 def _tokenize(texts: list[list[str]], folder: str) -> list[list[str]]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 

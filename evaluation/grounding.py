@@ -15,7 +15,7 @@ from runtime import files
 
 
 def opposites(data: Path) -> dict[str, str]:
-    """Each template that has one, mapped to the template that its time-reversed clip shows, both as template keys.
+    """Template keys by those of templates whose clips, played backwards, show them; both ways.
 
     From labels/opposites.json where the data set has one (the sample does), else SSv2's, beside this file.
     """
@@ -35,10 +35,7 @@ def most_common_caption(records: list[dataset.Record]) -> str:
 def reversed_captions(
     captioner: VideoCaptioner, videos: dict[str, Path], workers: Any, batch_size: int, **settings: int
 ) -> dict[str, str]:
-    """Captions of clips played backwards, by id, in the order of `videos`; damaged ones are left out.
-
-    `workers`: video.workers.Workers; `settings`: of `VideoCaptioner.generate`.
-    """
+    """Captions of clips that `workers` (video.workers.Workers) decode, played backwards; damaged ones are left out."""
     clips = workers.read_clips(videos.items(), captioner.encoder.transform, captioner.encoder.frames)
     # Frames are (T, 3, S, S): the last one comes first.
     backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)

@@ -1,7 +1,6 @@
 """Captions in, n-gram scores out, as pycocoevalcap computes them: BLEU, METEOR, ROUGE-L and CIDEr.
 
-Everything is scored by clip id and over the whole set. Captions are PTB-tokenized; where Java is missing or hangs
-a plain rule takes its place, METEOR is left out, and the scores say so.
+Captions are PTB-tokenized; without Java a plain rule takes its place, METEOR is left out, and the scores say so.
 """
 
 import functools
@@ -15,9 +14,11 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.bootstrap import SAMPLES, interval, resampled_sums
+from evaluation.bootstrap import interval, resampled_sums
 from runtime.files import UserError
 
+Captions = Mapping[str, str]  # by clip id
+References = Mapping[str, Sequence[str]]
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 PTB = "PTB (pycocoevalcap)"
 PLAIN = "plain words: lower case, no punctuation (not PTB)"
@@ -39,17 +40,12 @@ class NgramScores:
 
 
 def ngram_scores(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    meteor: bool = True,
-    timeout: float = TIMEOUT,
-    seed: int = 0,
-    samples: int = SAMPLES,
+    predictions: Captions, references: References, meteor: bool = True, timeout: float = TIMEOUT, seed: int = 0
 ) -> NgramScores:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr of one caption a clip against its references, as COCOEvalCap has them.
 
     CIDEr's document frequencies are the references'. `timeout`: seconds that Java may take, beside 0.01 s a caption.
-    Intervals: 95 % of `samples` bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
+    Intervals: 95 % of bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
     Raises: UserError where there are no clips, or a clip has no prediction or no reference.
     """
     from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
@@ -69,19 +65,16 @@ def ngram_scores(
             notes.append(f"{error}: METEOR is left out")
     if len(ids) == 1:
         notes.append("CIDEr weighs words by how few clips have them, so for one clip alone it is 0 by definition")
-    sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed, samples)  # the same resamples for all scores
+    sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed)  # the same resamples for all scores
     resampled = dict(zip(BLEU, _bleu(sums[:, :10]).T, strict=True))
     resampled |= {"ROUGE_L": sums[:, 10] / len(ids), "CIDEr": sums[:, 11] / len(ids)}
     intervals = {name: interval(resampled[name]) if name in resampled else None for name in metrics}
     return NgramScores(metrics, per_clip, intervals, tokenizer, notes)
 
 
-def cider(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float = TIMEOUT) -> float:
-    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once a process, on stderr.
-
-    Raises: UserError as ngram_scores.
-    """
-    captions, texts, _, notes = _tokenize(predictions, references, timeout)
+def cider(predictions: Captions, references: References) -> float:
+    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once, on stderr."""
+    captions, texts, _, notes = _tokenize(predictions, references, TIMEOUT)
     for note in notes:
         _print_once(note)
     return _cider(captions, texts)[0]
@@ -92,9 +85,7 @@ def _print_once(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def _tokenize(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float
-) -> tuple[list[str], list[list[str]], str, list[str]]:
+def _tokenize(predictions: Captions, references: References, timeout: float) -> tuple[list, list, str, list]:
     """Tokens joined by spaces, in the order of `references`: predictions, references, the tokenizer's name, notes."""
     from evaluation import coco
 

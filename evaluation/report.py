@@ -18,7 +18,6 @@ import jinja2
 from dataset import Layout
 from evaluation.scores import table
 from runtime import files
-from runtime.files import shown
 
 Row = Mapping[str, Any]
 CURVES = (  # key of the history, panel, name, colour (page.html.j2 puts its theme's in its place), line
@@ -45,27 +44,23 @@ def write_page(
       clip has no caption) and "warning" (what is wrong with a clip that has one).
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
     scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
-    made_by: the command and commit, shown under the title.
-    confused: (true template, predicted template, count) rows, most frequent first.
+    made_by: the command and commit; confused: (true template, predicted one, count) rows, most frequent first.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    page.filters |= {"shown": lambda text: shown(text or ""), "address": _address}
+    page.filters |= {"shown": lambda text: files.shown(text or ""), "address": _address}
     page.filters["content"] = lambda track: _content(Path(path).parent / track) if track else None
     points = _points(history)
     content = {"title": title, "clips": clips, "scores": scores, "made_by": made_by, "confused": confused}
-    curves = {"points": points, "svg": _svg(points) if points else None}
-    files.write_text(path, page.get_template("page.html.j2").render(**content, **curves))
+    svg = _svg(points) if points else None
+    files.write_text(path, page.get_template("page.html.j2").render(content, points=points, svg=svg))
 
 
 def write_scored_page(
     page: Path, title: str, result: Row, layout: Layout, history: Sequence[Row], copies: Path | None = None
 ) -> None:
-    """The page of what evaluation.json holds (`result`), with the dataset's videos; history: as in `write_page`.
-
-    `copies` is a folder to copy the videos into, so that page and videos can be moved together.
-    """
+    """The page of what evaluation.json holds (`result`); `copies` is a folder to copy the videos into, to move both."""
     clips = []
     for row in result["predictions"]:
         video = layout.video(row["id"])
@@ -97,9 +92,6 @@ def _address(path: Path | str | None) -> str | None:
     return quote(os.fsencode(Path(path).as_posix())) if path else None
 
 
-# ---- curves ----
-
-
 def save_curves(path: Path | str, history: Sequence[Row]) -> None:
     """Draw training and validation loss, and CIDEr, against the epoch, as a PNG; history: as in `write_page`."""
     # No version in the file: the same history gives the same bytes.
@@ -109,8 +101,8 @@ def save_curves(path: Path | str, history: Sequence[Row]) -> None:
 
 def _points(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     """(epoch, value) of each curve that has any."""
-    found = {key: [(row["epoch"], row[key]) for row in history if row.get(key) is not None] for key, *_ in CURVES}
-    found = {key: [point for point in points if math.isfinite(point[1])] for key, points in found.items()}
+    values = {key: [(row["epoch"], row.get(key)) for row in history] for key, *_ in CURVES}
+    found = {key: [(e, x) for e, x in pairs if x is not None and math.isfinite(x)] for key, pairs in values.items()}
     return {key: points for key, points in found.items() if points}
 
 

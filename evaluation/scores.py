@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import dataset
+from dataset import Layout, Record
 from evaluation import grounding, ngrams
 from evaluation.bootstrap import bootstrap
 from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores
 from runtime import files
-from runtime.files import UserError
 
 
 class Scorer:
@@ -19,9 +19,7 @@ class Scorer:
     Raises: UserError where labels.json is there and is not what it should be.
     """
 
-    def __init__(
-        self, records: list[dataset.Record], layout: dataset.Layout, timeout: float = ngrams.TIMEOUT, seed: int = 0
-    ) -> None:
+    def __init__(self, records: list[Record], layout: Layout, timeout: float = ngrams.TIMEOUT, seed: int = 0) -> None:
         self.records, self.timeout, self.seed = {record["id"]: record for record in records}, timeout, seed
         self.reader = None
         if layout.labels_file("labels.json"):
@@ -61,10 +59,7 @@ class Scorer:
         return {**means, "intervals": {name: bootstrap(values, self.seed) for name, values in per_clip.items()}}
 
     def grounding(self, captions: dict[str, dict[str, str] | None], pairs: dict[str, str]) -> dict[str, Any]:
-        """CIDEr of captions of whatever is not the clip, by their name; and of "reversed" ones, whether they flip.
-
-        pairs: grounding.opposites, of which each clip of "reversed" has one.
-        """
+        """CIDEr of captions by their name, and of the "reversed" clips' whether they tell the opposite (in `pairs`)."""
         flips = grounding.flips(captions["reversed"], self.records, pairs, self.reader) if self.reader else {}
         found = self.means({"reversal_flips": list(flips.values())} if flips else {})
         for name, said in captions.items():
@@ -75,8 +70,7 @@ class Scorer:
         return found
 
 
-# The table's scores: section of evaluation.json, group in the table, key, name. The real CIDEr stands again beside
-# those that it has to beat.
+# Of the table's scores: section of evaluation.json, group, key, name. CIDEr stands again beside those it has to beat.
 NAMES = files.read_json(Path(__file__).with_name("table.json"), "the names of scores")
 OF_REVERSED = ("CIDEr_reversed", "CIDEr_forwards", "reversal_flips")
 
@@ -108,7 +102,7 @@ def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str
     """
     try:
         reader = TemplateReader(dataset.read_templates(data))
-    except UserError:  # the captions are as good, and have no colour
+    except files.UserError:  # the captions are as good, and have no colour
         return {}
     found = {}
     for clip_id, (caption, references) in captions.items():

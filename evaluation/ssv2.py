@@ -91,8 +91,8 @@ class TemplateReader:
     3. "[number of]" filled by a number, then no "[number of]", then one filled by something else;
     4. one that ends in words of its own ("moving piece of paper up": "Moving [something] up", not "[part] of");
     5. the shortest first placeholder, then second, ...;
-    6. the expected template, where the caller has one: what still fits two equally well, such as "Poking a hole
-       into [something soft]" and "... [some substance]", has the same words and cannot be told apart by them;
+    6. the expected template, where the caller has one: "Poking a hole into [something soft]" and "... [some
+       substance]" have the same words and cannot be told apart by them;
     7. the alphabet, so that no order of input matters.
     """
 
@@ -132,16 +132,14 @@ def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int
     pools = [f" {template_key(text)} " for text in given]
     names = [ARTICLE.sub("", key) for key in map(template_key, wanted) if key]
     names.sort(key=lambda name: -name.count(" "))  # "red cup" before "cup" takes its word
-    return sum(_take(name, pools) for name in names), len(names)
-
-
-def _take(name: str, pools: list[str]) -> bool:
-    # A pool that is just this name is used before a longer one that also holds it.
-    for i in sorted(range(len(pools)), key=lambda i: ARTICLE.sub("", pools[i].strip()) != name):
-        if f" {name} " in pools[i]:
-            pools[i] = pools[i].replace(f" {name} ", " | ", 1)
-            return True
-    return False
+    found = 0
+    for name in names:
+        # A pool that is just this name is used before a longer one that also holds it.
+        if held := [pool for pool in pools if f" {name} " in pool]:
+            pool = min(held, key=lambda pool: ARTICLE.sub("", pool.strip()) != name)
+            pools[pools.index(pool)] = pool.replace(f" {name} ", " | ", 1)
+            found += 1
+    return found, len(names)
 
 
 def ssv2_scores(
@@ -149,7 +147,7 @@ def ssv2_scores(
 ) -> dict[str, Any]:
     """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
 
-    A clip's record has "label" (a text or a list), "template" and "placeholders" (or None).
+    A clip's record has "label" (texts), "template" and "placeholders" (or None).
     - exact_match: the words are those of a reference (case, punctuation and spacing aside);
     - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
       since some labels' texts fit another template better than their own;
@@ -177,12 +175,11 @@ def ssv2_scores(
 
 def score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) -> dict[str, Any]:
     """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
-    labels = record.get("label") or []
-    labels = [labels] if isinstance(labels, str) else labels
-    true = record.get("template") or None
-    true = true and (reader.known(true) or true)
+    true = reader.known(record.get("template") or "") or record.get("template") or None
     # A text without words, such as "...", is compared as it is.
-    exact = (template_key(caption) or caption.strip()) in [template_key(label) or label.strip() for label in labels]
+    exact = any(
+        (template_key(caption) or caption.strip()) == (template_key(text) or text.strip()) for text in record["label"]
+    )
     reading = reader.read(caption, expected=true)
     right = true is not None and (exact or reading.template == true)
     found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])

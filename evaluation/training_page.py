@@ -17,10 +17,8 @@ def write_training_page(results: Path, history: list[dict[str, Any]], records: l
     epoch = history[-1]["epoch"]
     path = results / f"validation_epoch_{epoch}.json"
     predictions = files.read_json(path, "the last predictions")["predictions"]
-    records = [record for record in records if record["id"] in predictions]
-    predictions = {record["id"]: predictions[record["id"]] for record in records}
-    scored = scores.Scorer(records, layout).scores(predictions, meteor=False)
-    page = results / "training" / "index.html"
-    result = {**scored, "made_by": provenance.made_by()}
+    kept = [record for record in records if record["id"] in predictions]
+    scored = scores.Scorer(kept, layout).scores({r["id"]: predictions[r["id"]] for r in kept}, meteor=False)
+    page, result = results / "training" / "index.html", {**scored, "made_by": provenance.made_by()}
     report.write_scored_page(page, f"Training, epoch {epoch}", result, layout, history)
     return f"curves: {results / 'losses.png'}, page: {page}"

@@ -216,7 +216,7 @@ RECORDS = {
     "b": {"label": ["putting pen onto box"], "template": ONTO, "placeholders": ["pen", "box"]},
     "c": {"label": ["putting pen onto box"], "template": ONTO, "placeholders": ["pen", "box"]},
     "d": {"label": ["moving cup up", "a cup goes up"], "template": UP, "placeholders": ["cup"]},
-    "e": {"label": "moving cup up", "template": UP, "placeholders": ["cup"]},
+    "e": {"label": ["moving cup up"], "template": UP, "placeholders": ["cup"]},
     "f": {"label": ["poking a hole into bread"], "template": SOFT, "placeholders": ["bread"]},
     "g": {"label": ["moving up cup on a surface"], "template": UP, "placeholders": None},
     "h": {"label": ["a cat"]},
@@ -267,7 +267,7 @@ def test_labels_json_without_brackets_scores_the_same():
 
 def test_confused_pairs_are_the_most_frequent_first_and_at_most_twenty():
     templates = [f"Turning [something] {number}" for number in "abcdefghijklmnopqrstuvwxyz"]
-    records = {str(i): {"label": "x", "template": text, "placeholders": ["p"]} for i, text in enumerate(templates)}
+    records = {str(i): {"label": ["x"], "template": text, "placeholders": ["p"]} for i, text in enumerate(templates)}
     records |= {f"{key}+": record for key, record in list(records.items())[5:7]}
     said = {key: "turning p a" for key in records}
     confused = ssv2_scores(said, records, TemplateReader(templates))["confused"]
