@@ -1,7 +1,5 @@
 """Bootstrap intervals over clips (Efron 1979): how much a score owes to the clips that happen to be in the split."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 SAMPLES = 1000  # resamples
@@ -23,7 +21,7 @@ def interval(scores: np.ndarray) -> list[float]:
     return np.quantile(scores, [0.025, 0.975]).tolist()
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> list[float]:
+def bootstrap(values: list[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> list[float]:
     """95 % percentile interval [low, high] of the mean of `values` (clips,), resampled over clips, seeded."""
     columns = np.asarray(values, dtype=np.float64)[:, None]
     return interval(resampled_sums(columns, seed, samples)[:, 0] / len(columns))

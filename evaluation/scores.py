@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import dataset
-from dataset import Layout, Record
+from dataset import Layout, Record, read_templates
 from evaluation import grounding, ngrams
 from evaluation.bootstrap import bootstrap
 from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores
@@ -25,7 +24,7 @@ class Scorer:
         if layout.labels_file("labels.json"):
             # labels.json has no brackets; the records' templates say where the placeholders are.
             written = [record["template"] for record in records if record.get("template")]
-            self.reader = TemplateReader([*dataset.read_templates(layout.data), *written])
+            self.reader = TemplateReader([*read_templates(layout.data), *written])
 
     def scores(self, predictions: dict[str, str], meteor: bool = True) -> dict[str, Any]:
         """The n-gram scores, SSv2's own, and each clip's: all of evaluation.json that comes from captions alone."""
@@ -96,12 +95,9 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str, dict[str, str | None]]:
-    """How captions relate to their references, for a page's colours: template and outcome by id.
-
-    captions: a caption and its references by clip id; data: the dataset's folder. Nothing without labels.json.
-    """
+    """Template and outcome, for a page's colours, of captions and their references; nothing without labels.json."""
     try:
-        reader = TemplateReader(dataset.read_templates(data))
+        reader = TemplateReader(read_templates(data))
     except files.UserError:  # the captions are as good, and have no colour
         return {}
     found = {}

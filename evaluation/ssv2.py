@@ -8,12 +8,13 @@ Goyal et al. 2017, https://arxiv.org/abs/1706.04261 , made the dataset by fillin
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset import Record
 from evaluation.bootstrap import interval, resampled_sums
 from runtime import files
 
@@ -27,7 +28,6 @@ ARTICLE = re.compile("^(?:a|an|the) ")
 ANY_WORD = "[^ ]++ "
 NUMBER_WORD = rf"(?:{'|'.join(WORDS['numbers'])}|\d+),? "
 NUMBER = f"(?:(?:a|an|the),? )?(?:{NUMBER_WORD})+(?:of,? )?"  # "two", "a few", "a couple of"
-CONFUSIONS = 20  # pairs of templates that are listed
 
 
 class Reading(NamedTuple):
@@ -142,9 +142,7 @@ def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int
     return found, len(names)
 
 
-def ssv2_scores(
-    predictions: Mapping[str, str], records: Mapping[str, Mapping[str, Any]], reader: TemplateReader, seed: int = 0
-) -> dict[str, Any]:
+def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader: TemplateReader, seed: int = 0) -> dict:
     """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
 
     A clip's record has "label" (texts), "template" and "placeholders" (or None).
@@ -155,7 +153,7 @@ def ssv2_scores(
     - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
       in the whole caption where no template fits (`objects_found`).
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the most frequent [true, read template or None, count].
+    "per_template" the same by template, "confused" the 20 most frequent [true, read template or None, count].
     """
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
     groups = defaultdict(list)
@@ -168,18 +166,17 @@ def ssv2_scores(
     return {
         **_fractions(list(per_clip.values()), seed),
         "per_template": {true: _fractions(groups[true], seed) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS]],
+        "confused": [[true, read, count] for (true, read), count in pairs[:20]],
         "per_clip": per_clip,
     }
 
 
-def score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) -> dict[str, Any]:
+def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str, Any]:
     """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
     true = reader.known(record.get("template") or "") or record.get("template") or None
     # A text without words, such as "...", is compared as it is.
-    exact = any(
-        (template_key(caption) or caption.strip()) == (template_key(text) or text.strip()) for text in record["label"]
-    )
+    said, *references = [template_key(text) or text.strip() for text in (caption, *record["label"])]
+    exact = said in references
     reading = reader.read(caption, expected=true)
     right = true is not None and (exact or reading.template == true)
     found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
@@ -196,12 +193,11 @@ def score_clip(caption: str, record: Mapping[str, Any], reader: TemplateReader) 
     }
 
 
-def _fractions(clips: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def _fractions(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The scores of clips that `score_clip` has counted, and their intervals."""
     table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
     sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
-    scores: dict[str, Any] = {"clips": len(clips)}
-    intervals = {}
+    scores, intervals = {"clips": len(clips)}, {}
     for i, name in enumerate(clips[0]["counts"]):
         count, of = sums[i]
         scores[name] = float(count / of) if of else None
