@@ -49,7 +49,6 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     command = [sys.executable, "-m", "evaluation.coco", function]
     env = {**os.environ, "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    # A session, and so a process group, of its own, which Java belongs to.
     settings = {"env": env, "cwd": Path(__file__).parents[1], "start_new_session": True, **pipes}
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with scratch as folder, subprocess.Popen([*command, folder], **settings) as process:
@@ -67,7 +66,7 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End the child together with its Java: its process group, or on Windows its tree of processes."""
+    """End the child together with its Java: the process group of its session, or on Windows its tree of processes."""
     with contextlib.suppress(OSError):  # all of it has ended by itself
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
