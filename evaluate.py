@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
     made = captioner.config["features"]  # --encoder may name it anew
     check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
-    evaluation = Evaluation(args, records, layout)
+    plan = Plan(args, records, layout)
     try:
         with Interrupts(at_once=True) as interrupts:
             context.check_equal([record["id"] for record in records], f"{args.split} clips")
             folder = layout.feature_folder(args.split)
             reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
-            result = evaluation.run(reader)
+            result = evaluate(plan, reader)
     except Interrupted as signal:
         context.print_main(f"{signal}: nothing was written")
         return signal.code
@@ -79,8 +79,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Evaluation:
-    """What a split is scored with, all of it read before the first clip is captioned; `run` captions and scores.
+class Plan:
+    """What a split is scored with, all of it read before the first clip is captioned.
 
     Raises: UserError where some of it is not there, or not what it should be.
     """
@@ -102,28 +102,6 @@ class Evaluation:
         if args.actions and unknown:
             clip, template = unknown[0]["id"], unknown[0].get("template")
             raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
-
-    def run(self, reader: SplitReader) -> dict[str, Any]:
-        """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
-        args, captions = self.args, reader.captions(**self.settings)
-        ranks = self.rank_actions(reader).values() if args.actions else []
-        others, backwards = None, {}
-        if args.grounding and len(reader.records) > 1:
-            others = reader.captions(**self.settings, sources=shuffled(reader.records, args.seed))
-        if args.grounding and args.reversed_clips > 0:
-            backwards = self.caption_reversed(reader)
-        if not reader.context.is_main:
-            return {}
-        result = {"split": args.split, **self.scorer.scores(captions, meteor=not args.no_meteor)}
-        if args.actions:
-            result["actions"] = self.scorer.means({f"top{n}": [rank < n for rank in ranks] for n in (1, 5)})
-        if args.grounding:
-            lies = {"shuffled": others, "most_common": dict.fromkeys(captions, self.common), "reversed": backwards}
-            # The reversed clips are some of all: their score stands beside the same clips' forwards.
-            lies["forwards"] = {clip_id: captions[clip_id] for clip_id in backwards}
-            result["grounding"] = self.scorer.grounding(lies, self.pairs)
-            result["grounding"] |= {"most_common_caption": self.common, "reversed_clips": len(backwards)}
-        return result
 
     def rank_actions(self, reader: SplitReader) -> dict[str, int]:
         """By clip id: how many of all templates are likelier than the clip's own."""
@@ -161,6 +139,29 @@ class Evaluation:
             found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **self.settings)
         merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
         return {clip_id: merged[clip_id] for clip_id in drawn if clip_id in merged}
+
+
+def evaluate(plan: Plan, reader: SplitReader) -> dict[str, Any]:
+    """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
+    args, captions = plan.args, reader.captions(**plan.settings)
+    ranks = plan.rank_actions(reader).values() if args.actions else []
+    others, backwards = None, {}
+    if args.grounding and len(reader.records) > 1:
+        others = reader.captions(**plan.settings, sources=shuffled(reader.records, args.seed))
+    if args.grounding and args.reversed_clips > 0:
+        backwards = plan.caption_reversed(reader)
+    if not reader.context.is_main:
+        return {}
+    result = {"split": args.split, **plan.scorer.scores(captions, meteor=not args.no_meteor)}
+    if args.actions:
+        result["actions"] = plan.scorer.means({f"top{n}": [rank < n for rank in ranks] for n in (1, 5)})
+    if args.grounding:
+        lies = {"shuffled": others, "most_common": dict.fromkeys(captions, plan.common), "reversed": backwards}
+        # The reversed clips are some of all: their score stands beside the same clips' forwards.
+        lies["forwards"] = {clip_id: captions[clip_id] for clip_id in backwards}
+        result["grounding"] = plan.scorer.grounding(lies, plan.pairs)
+        result["grounding"] |= {"most_common_caption": plan.common, "reversed_clips": len(backwards)}
+    return result
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
