@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import dataset
 from evaluation import grounding, report, scores
 from evaluation.captioning import SplitReader, shuffled
@@ -16,7 +18,6 @@ from models import checkpoint
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
-from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 
 
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             context.check_equal([record["id"] for record in records], f"{args.split} clips")
             folder = layout.feature_folder(args.split)
             reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
-            result = evaluate(args, reader, layout, plan)
+            result = evaluate(plan, reader)
     except Interrupted as signal:
         context.print_main(f"{signal}: nothing was written")
         return signal.code
@@ -79,95 +80,88 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 class Plan:
-    """What the run will score with, all of it read before the first clip is captioned.
+    """What a split is scored with, all of it read before the first clip is captioned.
 
     Raises: UserError where some of it is not there, or not what it should be.
     """
 
     def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
+        self.args, self.layout = args, layout
+        self.settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
         self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
         learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-        templates = dataset.read_templates(args.data) if args.actions else []
-        self.places = {template_key(template): place for place, template in enumerate(templates)}
-        for record in records if args.actions else ():
-            if template_key(record.get("template") or "") not in self.places:
-                raise UserError(
-                    f"--actions: labels.json does not hold clip {record['id']}'s template {record.get('template')!r}"
-                )
+        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
+        self.pairs = grounding.opposites(args.data) if args.grounding else {}
         # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
         # templates are scored as most training captions are written.
         lower = sum(record["label"][0][:1].islower() for record in learnt) * 2 > len(learnt)
-        self.actions = [dataset.clean(as_text(text.lower() if lower else text)) for text in templates]
-        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
-        self.pairs = grounding.opposites(args.data) if args.grounding else {}
+        templates = dataset.read_templates(args.data) if args.actions else []
+        texts = (as_text(template.lower() if lower else template) for template in templates)
+        self.actions = dict(zip(map(template_key, templates), map(dataset.clean, texts), strict=True))
+        unknown = [r for r in records if template_key(r.get("template") or "") not in self.actions]
+        if args.actions and unknown:
+            clip, template = unknown[0]["id"], unknown[0].get("template")
+            raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
+
+    def rank_actions(self, reader: SplitReader) -> dict[str, int]:
+        """By clip id: how many of all templates are likelier than the clip's own."""
+        captioner, clips, texts = reader.captioner, len(reader.records), list(self.actions.values())
+        tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
+        weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
+        reader.context.print_main(
+            f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
+            f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
+        )
+
+        def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
+            order = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True)
+            own = [list(self.actions).index(template_key(record["template"])) for record in part]
+            return order.argsort(dim=1)[range(len(own)), own].tolist()
+
+        return reader.each(ranks, "actions")
+
+    def caption_reversed(self, reader: SplitReader) -> dict[str, str]:
+        """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
+        from video.workers import Workers
+
+        args, context, captioner = self.args, reader.context, reader.captioner
+        moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in self.pairs]
+        videos = {clip_id: path for clip_id in sorted(moving) if (path := self.layout.video(clip_id))}
+        drawn = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
+        if not drawn or captioner.config["features"] is None:
+            context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+            return {}
+        if len(drawn) < len(videos):
+            context.print_main(f"reversed: {len(drawn):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
+        mine = {clip_id: videos[clip_id] for clip_id in context.shard(drawn)}
+        count = max(1, (os.cpu_count() or 1) // context.world_size)
+        with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
+            found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **self.settings)
+        merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
+        return {clip_id: merged[clip_id] for clip_id in drawn if clip_id in merged}
 
 
-def evaluate(args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, plan: Plan) -> dict[str, Any]:
-    """All that evaluation.json holds. All processes caption; the main one scores."""
-    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-    predictions = reader.captions(**settings)
-    actions = rank_actions(plan, reader) if args.actions else {}
+def evaluate(plan: Plan, reader: SplitReader) -> dict[str, Any]:
+    """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
+    args, captions = plan.args, reader.captions(**plan.settings)
+    ranks = plan.rank_actions(reader).values() if args.actions else []
     others, backwards = None, {}
-    if args.grounding:
-        if len(reader.records) > 1:
-            sources = shuffled(reader.records, args.seed)
-            others = reader.captions(**settings, desc="shuffled", sources=sources)
-        if args.reversed_clips > 0:
-            backwards = caption_reversed(args, reader, layout, plan.pairs)
+    if args.grounding and len(reader.records) > 1:
+        others = reader.captions(**plan.settings, sources=shuffled(reader.records, args.seed))
+    if args.grounding and args.reversed_clips > 0:
+        backwards = plan.caption_reversed(reader)
     if not reader.context.is_main:
         return {}
-    result = {"split": args.split, **plan.scorer.scores(predictions, meteor=not args.no_meteor)}
+    result = {"split": args.split, **plan.scorer.scores(captions, meteor=not args.no_meteor)}
     if args.actions:
-        values = {name: [clip[name] for clip in actions.values()] for name in ("top1", "top5")}
-        result["actions"] = plan.scorer.means(values)
+        result["actions"] = plan.scorer.means({f"top{n}": [rank < n for rank in ranks] for n in (1, 5)})
     if args.grounding:
-        result["grounding"] = plan.scorer.grounding(predictions, others, plan.common, backwards, plan.pairs)
+        lies = {"shuffled": others, "most_common": dict.fromkeys(captions, plan.common), "reversed": backwards}
+        # The reversed clips are some of all: their score stands beside the same clips' forwards.
+        lies["forwards"] = {clip_id: captions[clip_id] for clip_id in backwards}
+        result["grounding"] = plan.scorer.grounding(lies, plan.pairs)
+        result["grounding"] |= {"most_common_caption": plan.common, "reversed_clips": len(backwards)}
     return result
-
-
-def rank_actions(plan: Plan, reader: SplitReader) -> dict[str, dict[str, float]]:
-    """Whether each clip's template is the most likely, or among the five most likely, of all: 0 or 1 by clip id."""
-    captioner, clips = reader.captioner, len(reader.records)
-    tokens = sum(len(captioner.caption_ids(text)) for text in plan.actions) + captioner.prefix_length
-    weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
-    reader.context.print_main(
-        f"actions: {len(plan.actions)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
-        f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
-    )
-    found = {}
-    for batch, features in reader.batches("actions"):
-        ranked = captioner.log_likelihood(features, plan.actions).argsort(dim=1, descending=True, stable=True)
-        for record, order in zip(batch, ranked.tolist(), strict=True):
-            place = order.index(plan.places[template_key(record["template"])])
-            found[record["id"]] = {"top1": float(place == 0), "top5": float(place < 5)}
-    return reader.gathered(found)
-
-
-def caption_reversed(
-    args: argparse.Namespace, reader: SplitReader, layout: dataset.Layout, pairs: dict[str, str]
-) -> dict[str, str]:
-    """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
-    from video.workers import Workers
-
-    context, captioner = reader.context, reader.captioner
-    videos = {
-        record["id"]: path
-        for record in reader.records
-        if template_key(record.get("template") or "") in pairs and (path := layout.video(record["id"]))
-    }
-    chosen = sorted(random.Random(args.seed).sample(sorted(videos), min(args.reversed_clips, len(videos))))
-    if not chosen or captioner.config["features"] is None:
-        context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
-        return {}
-    if len(chosen) < len(videos):
-        context.print_main(f"reversed: {len(chosen):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
-    mine = {clip_id: videos[clip_id] for clip_id in context.shard(chosen)}
-    settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-    count = max(1, (os.cpu_count() or 1) // context.world_size)
-    with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
-        found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **settings)
-    merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
-    return {clip_id: merged[clip_id] for clip_id in chosen if clip_id in merged}
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
@@ -175,20 +169,12 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
     files.write_json(args.results / "evaluation.json", result)
-    page, rows = args.results / "index.html", scores.table(result)
-    clips = report.gallery(result["predictions"], layout, page, args.results / "videos" if args.copy_videos else None)
-    report.write_page(
-        page,
-        f"Captions of the {args.split} split",
-        clips,
-        history=captioner.history,
-        scores=rows,
-        made_by=" at ".join(filter(None, result["made_by"].values())),
-        confused=result.get("ssv2", {}).get("confused"),
-    )
+    page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None
+    report.write_scored_page(page, f"Captions of the {args.split} split", result, layout, captioner.history, copies)
     for note in result["notes"]:
         print(files.printable(note))
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    rows = scores.table(result)
     width = max(len(row["name"]) for row in rows)
     for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
         print(group)

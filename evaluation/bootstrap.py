@@ -1,7 +1,5 @@
 """Bootstrap intervals over clips (Efron 1979): how much a score owes to the clips that happen to be in the split."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 SAMPLES = 1000  # resamples
@@ -10,27 +8,20 @@ SAMPLES = 1000  # resamples
 def resampled_sums(columns: np.ndarray, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
     """Sums (samples, k) of columns (clips, k) over as many clips, drawn with replacement."""
     clips, random = len(columns), np.random.default_rng(seed)
-    sums = np.empty((samples, columns.shape[1]))
+    sums = []
     for start in range(0, samples, 50):  # 50 x 24,777 weights are 10 MB
         rows = range(start, min(start + 50, samples))
         weights = np.stack([np.bincount(random.integers(0, clips, clips), minlength=clips) for _ in rows])
-        sums[rows.start : rows.stop] = weights.astype(np.float64) @ columns
-    return sums
+        sums.append(weights.astype(np.float64) @ columns)
+    return np.concatenate(sums)
 
 
 def interval(scores: np.ndarray) -> list[float]:
     """The middle 95 % of resampled scores: [low, high]."""
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return [float(low), float(high)]
+    return np.quantile(scores, [0.025, 0.975]).tolist()
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> tuple[float, float]:
-    """95 % percentile interval (low, high) of the mean of `values` (clips,), resampled over clips, seeded.
-
-    Raises: ValueError for no values.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
-        raise ValueError("no values to resample")
-    low, high = interval(resampled_sums(values[:, None], seed, samples)[:, 0] / len(values))
-    return low, high
+def bootstrap(values: list[float] | np.ndarray, seed: int = 0, samples: int = SAMPLES) -> list[float]:
+    """95 % percentile interval [low, high] of the mean of `values` (clips,), resampled over clips, seeded."""
+    columns = np.asarray(values, dtype=np.float64)[:, None]
+    return interval(resampled_sums(columns, seed, samples)[:, 0] / len(columns))

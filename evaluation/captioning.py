@@ -5,7 +5,8 @@ Letters: B clips, N patch tokens a clip, D their width.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +22,54 @@ from runtime.distributed import DistributedContext
 from runtime.files import UserError
 
 
+@dataclass
 class SplitReader:
-    """This process's part of a split, in batches on the captioner's device; `check` is called before each batch."""
+    """A split's features, shared among the processes, for a captioner; `check` is called before each batch."""
 
-    def __init__(
-        self,
-        captioner: VideoCaptioner,
-        records: list[Record],
-        folder: Path,
-        batch_size: int,
-        context: DistributedContext,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`folder`: of the split's features."""
-        self.captioner, self.records, self.folder = captioner, records, folder
-        self.context, self.check = context, check
-        mine = context.shard(records)
-        self.parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    captioner: VideoCaptioner
+    records: list[Record]
+    folder: Path  # of the split's features
+    batch_size: int
+    context: DistributedContext
+    check: Callable[[], None] = lambda: None
 
-    def batches(self, desc: str, sources: dict[str, str] | None = None) -> Iterator[tuple[list[Record], Tensor]]:
-        """Records and their features (B, N, D), under a progress bar; `sources` gives a clip another's, by id."""
-        ids = [[(sources or {}).get(record["id"], record["id"]) for record in part] for part in self.parts]
+    def each(
+        self, function: Callable[[list[Record], Tensor], Iterable], desc: str, sources: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What `function` gives for each of its records and features (B, N, D), from all processes.
+
+        By clip id, in the records' order, made under a progress bar; `sources` gives a clip another's features, by id.
+        """
+        mine, found = self.context.shard(self.records), {}
+        parts = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        ids = [[(sources or {}).get(record["id"], record["id"]) for record in part] for part in parts]
         loader = feature_batches(self.folder, ids, pin=self.captioner.device.type == "cuda")
-        clips = sum(map(len, self.parts))
-        with tqdm(total=clips, desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
-            for part, packed in zip(self.parts, loader, strict=True):
+        with tqdm(total=len(mine), desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
+            for part, packed in zip(parts, loader, strict=True):
                 self.check()
-                yield part, dequantize_for(self.captioner, packed, self.folder)
+                values = function(part, dequantize_for(self.captioner, packed, self.folder))
+                found.update(zip((record["id"] for record in part), values, strict=True))
                 bar.update(len(part))
+        merged = {clip_id: value for part in self.context.gather(found) for clip_id, value in part.items()}
+        return {record["id"]: merged[record["id"]] for record in self.records}
 
-    def captions(
-        self,
-        max_new_tokens: int,
-        num_beams: int = 1,
-        desc: str = "captions",
-        sources: dict[str, str] | None = None,
-    ) -> dict[str, str]:
-        """All processes' captions by clip id, in the records' order; `sources` as in `batches`."""
-        found = {}
-        for part, features in self.batches(desc, sources):
-            texts = self.captioner.generate(features, max_new_tokens, num_beams)
-            found.update(zip((record["id"] for record in part), texts, strict=True))
-        return self.gathered(found)
+    def captions(self, max_new_tokens: int, num_beams: int = 1, sources: dict | None = None) -> dict[str, str]:
+        """Captions by clip id; `sources` as in `each`."""
+        desc = "shuffled" if sources else "captions"
+        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), desc, sources)
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
-        """The mean over clips of the loss of each one's first caption, in nats a token, and captions as `captions`.
+        """The mean loss of each clip's first caption, in nats a token, and `captions`: features are read once."""
 
-        Each clip's features, 8.4 MB at full size, are read once for both.
-        """
-        self.captioner.eval()
-        found = {}
-        for part, features in self.batches("validation"):
+        def both(part: list[Record], features: Tensor) -> Iterable[tuple[float, str]]:
             losses = self.captioner.per_caption_nll(features, [record["label"][0] for record in part])
-            texts = self.captioner.generate(features, max_new_tokens)
-            found.update(zip((record["id"] for record in part), zip(losses.tolist(), texts, strict=True), strict=True))
-        found = self.gathered(found)
+            return zip(losses.tolist(), self.captioner.generate(features, max_new_tokens), strict=True)
+
+        self.captioner.eval()
+        found = self.each(both, "validation")
         loss = math.fsum(loss for loss, _ in found.values()) / len(found)
         return loss, {clip_id: text for clip_id, (_, text) in found.items()}
-
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """What all processes found by clip id, in the records' order."""
-        merged = {clip_id: value for part in self.context.gather(found) for clip_id, value in part.items()}
-        return {record["id"]: merged[record["id"]] for record in self.records}
 
 
 def dequantize_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
@@ -94,8 +80,8 @@ def dequantize_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path
             f"the features in {folder} are {packed.values.shape[-1]} wide, the Q-Former reads {width}; "
             "this checkpoint belongs to another encoder's features"
         )
-    on_gpu = captioner.device.type == "cuda"
-    return cache.dequantize(packed, captioner.device, torch.bfloat16 if on_gpu else torch.float32)
+    dtype = torch.bfloat16 if captioner.device.type == "cuda" else torch.float32
+    return cache.dequantize(packed, captioner.device, dtype)
 
 
 def shuffled(records: list[Record], seed: int) -> dict[str, str]:

@@ -5,7 +5,6 @@ pycocoevalcap waits for Java without one, and a hung JVM would hold a run of hou
 """
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -13,37 +12,30 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SECONDS_A_CAPTION = 0.01  # beyond the time limit: METEOR was measured at 0.0006 s a caption
 # Numbers with a point and texts in UTF-8, whatever the user's locale: METEOR dies of a decimal comma.
 OPTIONS = "-Duser.language=en -Duser.country=US -Dfile.encoding=UTF-8"
-FIRST = "first"  # a caption whose tokens are known: what a broken Java prints is not taken for those of the others
+KNOWN = "known"  # its tokens stand around those of the captions: a line more or less would shift these
 
-_unfit: dict[str, float] = {}  # path of a java that hung or failed -> the longest time limit it was given
+_unfit: set[str] = set()  # paths of a java that hung or failed: not tried again
 
 
 class JavaError(Exception):
     """Java is missing, hangs or fails; the message says which, in words for the user."""
 
 
-def tokenize(texts: Sequence[Sequence[str]], timeout: float) -> list[list[str]]:
-    """PTB tokens of lists of captions, joined by spaces, as pycocoevalcap makes them; a caption is one line.
-
-    Raises: JavaError.
-    """
-    return _ask("tokenize", list(map(list, texts)), timeout, sum(map(len, texts)))
+def tokenize(texts: list[list[str]], timeout: float) -> list[list[str]]:
+    """PTB tokens, joined by spaces, of lists of captions of one line each. Raises: JavaError."""
+    return _ask("tokenize", texts, timeout, sum(map(len, texts)))
 
 
-def meteor(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float
-) -> tuple[float, list[float]]:
+def meteor(predictions: list[str], references: list[list[str]], timeout: float) -> tuple[float, list[float]]:
     """METEOR 1.5 of tokenized captions: of all clips together, and of each. Raises: JavaError."""
     plain = [[text.replace("|||", "") for text in texts] for texts in references]  # divides fields in its protocol
-    score, scores = _ask("meteor", [list(predictions), plain], timeout, len(plain) + sum(map(len, plain)))
-    return score, scores
+    return tuple(_ask("meteor", [predictions, plain], timeout, len(plain) + sum(map(len, plain))))
 
 
 def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
@@ -51,64 +43,51 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     java = shutil.which("java")
     if java is None:
         raise JavaError("Java was not found")
-    if timeout <= _unfit.get(java, 0.0):
+    if java in _unfit:
         raise JavaError("Java hung or failed before in this run")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _child(function, folder) as process:
+    _unfit.add(java)  # until it has answered
+    command = [sys.executable, "-m", "evaluation.coco", function]
+    env = {**os.environ, "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    settings = {"env": env, "cwd": Path(__file__).parents[1], "start_new_session": True, **pipes}
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as folder, subprocess.Popen([*command, folder], **settings) as process:
         try:
             answer, errors = process.communicate(json.dumps(argument).encode(), timeout + SECONDS_A_CAPTION * captions)
         except subprocess.TimeoutExpired:
-            _unfit[java] = timeout
             raise JavaError(f"Java hung and was ended (time limit {timeout:g} s)") from None
         finally:
             _end(process)
     if process.returncode != 0:
-        _unfit[java] = timeout
-        last = errors.decode("utf-8", "replace").strip().split("\n")[-1]
-        raise JavaError(f"Java failed ({last or f'exit code {process.returncode}'})")
+        last = errors.decode("utf-8", "replace").strip().split("\n")[-1] or f"exit code {process.returncode}"
+        raise JavaError(f"Java failed ({last})")
+    _unfit.remove(java)
     return json.loads(answer)
 
 
-def _child(function: str, folder: str) -> subprocess.Popen:
-    options = " ".join(filter(None, [os.environ.get("JAVA_TOOL_OPTIONS"), OPTIONS]))
-    return subprocess.Popen(
-        [sys.executable, "-m", "evaluation.coco", function, folder],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "JAVA_TOOL_OPTIONS": options},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, which Java belongs to
-    )
-
-
 def _end(process: subprocess.Popen) -> None:
-    """End the child together with its Java: its process group, or on Windows its tree of processes."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(OSError):  # all of the group has ended by itself
+    """End the child together with its Java: the process group of its session, or on Windows its tree of processes."""
+    with contextlib.suppress(OSError):  # all of it has ended by itself
+        if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        if os.name == "nt":
+        else:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
-        process.kill()
+    process.kill()
 
 
-# ---- in the child ----
-
-
+# From here on, what the child does.
 def _tokenize(texts: list[list[str]], folder: str) -> list[list[str]]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     # The tokenizer writes a file beside its jar, where it may not be allowed to: it gets a copy in a folder of ours.
     shutil.copy(Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, folder)
     ptbtokenizer.__file__ = str(Path(folder) / "ptbtokenizer.py")
-    # It pairs captions with Java's lines: with one line more or less they would meet other clips' references.
-    ptbtokenizer.zip = functools.partial(zip, strict=True)
     found = []
     for captions in texts:  # each in a file of its own, as pycocoevalcap has predictions and references
-        given = {0: [{"caption": text} for text in [FIRST, *captions]]}
-        first, *lines = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
-        if first != FIRST:
-            raise ValueError(first)
+        given = {0: [{"caption": text} for text in [KNOWN, *captions, KNOWN]]}
+        first, *lines, last = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
+        if (first, last) != (KNOWN, KNOWN):
+            raise ValueError(last)
         found.append(lines)
     return found
 

@@ -1,6 +1,6 @@
 """Does the captioner look at the video? The same checkpoint on features that lie, and captions without any.
 
-A captioner that has only learnt the language of a data set scores the same on another clip's features; one that sees
+A captioner that has only learnt the data set's language scores the same on another clip's features; one that sees
 still frames only captions a clip played backwards as before.
 """
 
@@ -13,34 +13,14 @@ from evaluation.ssv2 import TemplateReader, template_key
 from qformer import VideoCaptioner
 from runtime import files
 
-# SSv2's own templates whose time-reversed clip shows the other (both ways). A data set may bring its own list.
-OPPOSITES = [
-    ("Moving [something] up", "Moving [something] down"),
-    ("Moving [something] closer to [something]", "Moving [something] away from [something]"),
-    ("Moving [something] towards the camera", "Moving [something] away from the camera"),
-    (
-        "Moving [something] and [something] closer to each other",
-        "Moving [something] and [something] away from each other",
-    ),
-    ("Pulling [something] from left to right", "Pulling [something] from right to left"),
-    ("Pushing [something] from left to right", "Pushing [something] from right to left"),
-    ("Turning the camera left while filming [something]", "Turning the camera right while filming [something]"),
-    ("Turning the camera upwards while filming [something]", "Turning the camera downwards while filming [something]"),
-    ("Approaching [something] with your camera", "Moving away from [something] with your camera"),
-    ("Opening [something]", "Closing [something]"),
-    ("Folding [something]", "Unfolding [something]"),
-    ("Covering [something] with [something]", "Uncovering [something]"),
-    ("Putting [something] into [something]", "Taking [something] out of [something]"),
-]
-
 
 def opposites(data: Path) -> dict[str, str]:
-    """Each template that has one, mapped to the template that its time-reversed clip shows, both as template keys.
+    """Template keys by those of templates whose clips, played backwards, show them; both ways.
 
-    From labels/opposites.json where the data set has one (the sample does), else SSv2's.
+    From labels/opposites.json where the data set has one (the sample does), else SSv2's, beside this file.
     """
-    path = dataset.Layout(data).labels_file("opposites.json")
-    pairs = files.read_json(path, "the opposite actions") if path else dict(OPPOSITES)
+    path = dataset.Layout(data).labels_file("opposites.json") or Path(__file__).with_name("opposites.json")
+    pairs = files.read_json(path, "the opposite actions")
     if not isinstance(pairs, dict) or not all(isinstance(other, str) for other in pairs.values()):
         raise files.UserError(f"the opposite actions: {path} does not map templates to templates")
     keys = {template_key(one): template_key(other) for one, other in pairs.items()}
@@ -48,18 +28,14 @@ def opposites(data: Path) -> dict[str, str]:
 
 
 def most_common_caption(records: list[dataset.Record]) -> str:
-    """The caption that a captioner which sees nothing had best say: the commonest training label."""
-    counts = Counter(record["label"][0] for record in records)
-    return min(counts, key=lambda caption: (-counts[caption], caption))
+    """What a captioner that sees nothing had best say: the commonest training label, of equal ones the first."""
+    return Counter(sorted(record["label"][0] for record in records)).most_common(1)[0][0]
 
 
 def reversed_captions(
     captioner: VideoCaptioner, videos: dict[str, Path], workers: Any, batch_size: int, **settings: int
 ) -> dict[str, str]:
-    """Captions of clips played backwards, by id, in the order of `videos`; damaged ones are left out.
-
-    `workers`: video.workers.Workers; `settings`: "max_new_tokens" and "num_beams" of `VideoCaptioner.generate`.
-    """
+    """Captions of clips that `workers` (video.workers.Workers) decode, played backwards; damaged ones are left out."""
     clips = workers.read_clips(videos.items(), captioner.encoder.transform, captioner.encoder.frames)
     # Frames are (T, 3, S, S): the last one comes first.
     backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
@@ -68,12 +44,12 @@ def reversed_captions(
 
 
 def flips(
-    captions: dict[str, str], records: list[dataset.Record], pairs: dict[str, str], reader: TemplateReader
+    captions: dict[str, str], records: dict[str, dataset.Record], pairs: dict[str, str], reader: TemplateReader
 ) -> dict[str, float]:
-    """For each reversed clip whose action has an opposite: 1 where the caption tells the opposite, else 0."""
-    known = {record["id"]: template_key(record.get("template") or "") for record in records}
+    """For each reversed clip whose action has an opposite: 1 where the caption tells the opposite, else 0; by id."""
+    actions = {clip_id: template_key(records[clip_id].get("template") or "") for clip_id in captions}
     return {
-        clip_id: float(template_key(reader.read(caption).template or "") == pairs[known[clip_id]])
-        for clip_id, caption in captions.items()
-        if known.get(clip_id) in pairs
+        clip_id: float(template_key(reader.read(captions[clip_id]).template or "") == pairs[action])
+        for clip_id, action in actions.items()
+        if action in pairs
     }

@@ -1,9 +1,9 @@
 """Captions in, n-gram scores out, as pycocoevalcap computes them: BLEU, METEOR, ROUGE-L and CIDEr.
 
-Everything is scored by clip id and over the whole set. Captions are PTB-tokenized; where Java is missing or hangs
-a plain rule takes its place, METEOR is left out, and the scores say so.
+Captions are PTB-tokenized; without Java a plain rule takes its place, METEOR is left out, and the scores say so.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,12 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.bootstrap import SAMPLES, interval, resampled_sums
+from evaluation.bootstrap import interval, resampled_sums
 from runtime.files import UserError
 
+Captions = Mapping[str, str]  # by clip id
+References = Mapping[str, Sequence[str]]
+BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 PTB = "PTB (pycocoevalcap)"
 PLAIN = "plain words: lower case, no punctuation (not PTB)"
 TIMEOUT = 120.0  # seconds for Java; METEOR reads its tables for 7 s on a quiet machine
@@ -24,37 +27,25 @@ TIMEOUT = 120.0  # seconds for Java; METEOR reads its tables for 7 s on a quiet 
 # other control characters (PTB drops them with a warning each) and halves of surrogate pairs (no UTF-8).
 LINE_BREAKERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-_printed: set[str] = set()  # notes that `cider` has printed
-
 
 @dataclass(frozen=True)
 class NgramScores:
-    """`metrics` by name (METEOR None without Java), `intervals` [low, high] by name, `per_clip` by name and clip id.
+    """Scores by name, as `ngram_scores` makes them."""
 
-    METEOR has no interval, since it is no mean over clips. `tokenizer` names the tokenizer, `notes` says in words
-    for the user what was left out and why.
-    """
-
-    metrics: dict[str, float | None]
-    per_clip: dict[str, dict[str, float]]
-    intervals: dict[str, list[float] | None]
+    metrics: dict[str, float | None]  # METEOR is None without Java
+    per_clip: dict[str, dict[str, float]]  # by clip id
+    intervals: dict[str, list[float] | None]  # [low, high]; METEOR, which is no mean over clips, has none
     tokenizer: str
-    notes: list[str]
+    notes: list[str]  # in words for the user: what was left out and why
 
 
 def ngram_scores(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    meteor: bool = True,
-    timeout: float = TIMEOUT,
-    seed: int = 0,
-    samples: int = SAMPLES,
+    predictions: Captions, references: References, meteor: bool = True, timeout: float = TIMEOUT, seed: int = 0
 ) -> NgramScores:
-    """BLEU-1..4, METEOR, ROUGE-L and CIDEr of one caption a clip against its references, all by clip id.
+    """BLEU-1..4, METEOR, ROUGE-L and CIDEr of one caption a clip against its references, as COCOEvalCap has them.
 
-    The numbers are those of pycocoevalcap's COCOEvalCap (without SPICE); CIDEr's document frequencies are the
-    references'. `timeout`: seconds that Java may take, beside 0.01 s a caption. Intervals: 95 % of `samples`
-    bootstrap resamples of the clips, for BLEU from the clips' counts (it is no mean over clips).
+    CIDEr's document frequencies are the references'. `timeout`: seconds that Java may take, beside 0.01 s a caption.
+    Intervals: 95 % of bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
     Raises: UserError where there are no clips, or a clip has no prediction or no reference.
     """
     from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
@@ -64,8 +55,8 @@ def ngram_scores(
     rouge = [float(Rouge().calc_score([one], many)) for one, many in zip(captions, texts, strict=True)]
     cider_of_all, cider = _cider(captions, texts)
     per_clip = {"ROUGE_L": dict(zip(ids, rouge, strict=True)), "CIDEr": dict(zip(ids, cider, strict=True))}
-    metrics: dict[str, float | None] = {f"Bleu_{n + 1}": float(x) for n, x in enumerate(_bleu(counts.sum(0)))}
-    metrics |= {"METEOR": None, "ROUGE_L": float(np.mean(rouge)), "CIDEr": cider_of_all}
+    bleu = dict(zip(BLEU, _bleu(counts.sum(0)).tolist(), strict=True))
+    metrics = {**bleu, "METEOR": None, "ROUGE_L": float(np.mean(rouge)), "CIDEr": cider_of_all}
     if meteor and tokenizer == PTB:
         try:
             metrics["METEOR"], scores = coco.meteor(captions, texts, timeout)
@@ -74,33 +65,34 @@ def ngram_scores(
             notes.append(f"{error}: METEOR is left out")
     if len(ids) == 1:
         notes.append("CIDEr weighs words by how few clips have them, so for one clip alone it is 0 by definition")
-    sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed, samples)  # the same resamples for all scores
-    resampled = {f"Bleu_{n + 1}": scores for n, scores in enumerate(_bleu(sums[:, :10]).T)}
+    sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed)  # the same resamples for all scores
+    resampled = dict(zip(BLEU, _bleu(sums[:, :10]).T, strict=True))
     resampled |= {"ROUGE_L": sums[:, 10] / len(ids), "CIDEr": sums[:, 11] / len(ids)}
     intervals = {name: interval(resampled[name]) if name in resampled else None for name in metrics}
     return NgramScores(metrics, per_clip, intervals, tokenizer, notes)
 
 
-def cider(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float = TIMEOUT) -> float:
-    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once a process, on stderr.
-
-    Raises: UserError as ngram_scores.
-    """
-    captions, texts, _, notes = _tokenize(predictions, references, timeout)
+def cider(predictions: Captions, references: References) -> float:
+    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once, on stderr."""
+    captions, texts, _, notes = _tokenize(predictions, references, TIMEOUT)
     for note in notes:
-        if note not in _printed:
-            print(f"note: {note}", file=sys.stderr, flush=True)
-            _printed.add(note)
+        _print_once(note)
     return _cider(captions, texts)[0]
 
 
-def _tokenize(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], timeout: float
-) -> tuple[list[str], list[list[str]], str, list[str]]:
+@functools.cache
+def _print_once(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def _tokenize(predictions: Captions, references: References, timeout: float) -> tuple[list, list, str, list]:
     """Tokens joined by spaces, in the order of `references`: predictions, references, the tokenizer's name, notes."""
     from evaluation import coco
 
-    _check(predictions, references)
+    if not references:
+        raise UserError("no clips to score: the references are empty")
+    if lonely := [key for key in {**references, **predictions} if not references.get(key) or key not in predictions]:
+        raise UserError(f"{len(lonely)} clips have not both, a prediction and references, the first is {lonely[0]!r}")
     captions = [LINE_BREAKERS.sub(" ", predictions[key]) for key in references]
     texts = [LINE_BREAKERS.sub(" ", text) for many in references.values() for text in many]
     name, notes = PTB, []
@@ -111,17 +103,6 @@ def _tokenize(
         notes.append(f"{error}: captions are cut into {PLAIN}, and METEOR is left out; compare with no PTB scores")
     rest = iter(texts)
     return captions, [[next(rest) for _ in many] for many in references.values()], name, notes
-
-
-def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
-    if not references:
-        raise UserError("no clips to score: the references are empty")
-    if missing := [key for key in references if key not in predictions]:
-        raise UserError(f"{len(missing)} clips have references and no prediction, the first is {missing[0]!r}")
-    if extra := [key for key in predictions if key not in references]:
-        raise UserError(f"{len(extra)} clips have a prediction and no reference, the first is {extra[0]!r}")
-    if empty := [key for key, texts in references.items() if not texts or isinstance(texts, str)]:
-        raise UserError(f"clip {empty[0]!r} has no list of references to score against")
 
 
 def plain_tokens(caption: str) -> str:
@@ -145,10 +126,9 @@ def _bleu_counts(captions: list[str], texts: list[list[str]]) -> np.ndarray:
     scorer, rows = BleuScorer(n=4), []
     for one, many in zip(captions, texts, strict=True):
         scorer += (one, many)
-    for clip in scorer.ctest:
-        length = clip["testlen"]
-        closest = min((abs(reference - length), reference) for reference in clip["reflen"])[1]
-        rows.append([*clip["correct"], *clip["guess"], length, closest])
+        said = scorer.ctest[-1]
+        closest = min((abs(length - said["testlen"]), length) for length in said["reflen"])[1]
+        rows.append([*said["correct"], *said["guess"], said["testlen"], closest])
     return np.array(rows, dtype=np.float64)
 
 

@@ -8,34 +8,26 @@ Goyal et al. 2017, https://arxiv.org/abs/1706.04261 , made the dataset by fillin
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset import Record
 from evaluation.bootstrap import interval, resampled_sums
-from runtime.files import UserError
+from runtime import files
 
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]")
+WORDS = files.read_json(Path(__file__).with_name("words.json"), "the words of templates")
 # labels.json as published has no brackets: these are the placeholders of its 174 templates, longest first.
-BARE_PLACEHOLDER = re.compile(
-    r"\b(?:one of many similar things on the table|something similar to other things that are already on the table|"
-    r"something that cannot actually stand upright|something else that cannot support it|"
-    r"something that is not tearable|something in it|something unbendable|something soft|some substance|number of|"
-    r"part|somewhere|something)\b",
-    re.IGNORECASE,
-)
-COMMA = ","
-NUMBERS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty hundred dozen many some several few couple pair lot lots bunch "
-    "number multiple plenty"
-)
-NUMBER_WORDS = frozenset(NUMBERS.split())
-ARTICLES = frozenset({"a", "an", "the"})
-CONFUSIONS = 20  # pairs of templates that are listed
+BARE_PLACEHOLDER = re.compile(rf"\b(?:{'|'.join(WORDS['placeholders'])})\b", re.IGNORECASE)
+ARTICLE = re.compile("^(?:a|an|the) ")
+# Patterns of words, each with the space after it, and with the comma before that where there is one.
+ANY_WORD = "[^ ]++ "
+NUMBER_WORD = rf"(?:{'|'.join(WORDS['numbers'])}|\d+),? "
+NUMBER = f"(?:(?:a|an|the),? )?(?:{NUMBER_WORD})+(?:of,? )?"  # "two", "a few", "a couple of"
 
 
 class Reading(NamedTuple):
@@ -45,13 +37,10 @@ class Reading(NamedTuple):
     placeholders: list[str]
 
 
-def words(text: str) -> list[str]:
-    """The words of a text for comparison: lower case, no punctuation, "doesn't" as one word "doesnt"."""
-    return [_plain(match) for match in WORD.findall(unicodedata.normalize("NFKC", text))]
-
-
-def _plain(word: str) -> str:
-    return word.casefold().replace("'", "").replace("’", "")
+def template_key(text: str) -> str:
+    """The words of a text for comparison: no case, punctuation or brackets, "doesn't" as one word "doesnt"."""
+    words = WORD.findall(unicodedata.normalize("NFKC", text))
+    return re.sub("['’]", "", " ".join(words).casefold())
 
 
 def as_text(template: str) -> str:
@@ -59,97 +48,38 @@ def as_text(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def template_key(template: str) -> str:
-    """What is the same for a template with brackets, without them, and in another case or punctuation."""
-    return " ".join(words(template))
-
-
-class _Caption:
-    """A caption's words, where they are in its text, and before which of them a comma stands."""
-
-    def __init__(self, text: str):
-        self.text = unicodedata.normalize("NFKC", text)
-        found = list(WORD.finditer(self.text))
-        self.words = [_plain(match.group()) for match in found]
-        self.known = frozenset(self.words)
-        self.spans = [match.span() for match in found]
-        ends = [0, *(end for _, end in self.spans)]
-        self.comma = [i > 0 and COMMA in self.text[ends[i] : start] for i, (start, _) in enumerate(self.spans)]
-
-    def span(self, start: int, end: int) -> str:
-        return self.text[self.spans[start][0] : self.spans[end - 1][1]]
-
-
-@dataclass(frozen=True)
 class _Template:
-    """A template cut at its placeholders: literals[0] P literals[1] P ... literals[-1].
+    """A template as a pattern: each placeholder is a group of one word or more, the shortest that fits."""
 
-    A literal is a list of words. Between two placeholders it may be empty ("[number of] [something]") or one
-    comma, the only punctuation that tells templates apart ("[something], [something] and [something]").
-    """
+    def __init__(self, text: str) -> None:
+        self.text, self.key = text, template_key(text)
+        holes = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
+        literals = [_literal(gap) for gap in holes.split(text.rstrip(" ,."))]
+        self.own = sum(literal.count(" ") for literal in literals)  # words of its own; the comma is one
+        self.ends_in_words = literals[-1] != ""
+        self.counted = [template_key(name) == "number of" for name in holes.findall(text)]
+        literals[-1] += "$"
+        pattern = literals[0]
+        for counted, after in zip(self.counted, literals[1:], strict=True):
+            least = f"(?>{NUMBER}|{ANY_WORD})" if counted else ANY_WORD
+            # (?>...) never looks for a second place of what it has found, so the time is linear in the caption.
+            pattern += f"(?>({least}(?:{ANY_WORD})*?){after})"
+        self.fit = re.compile(pattern).match
 
-    text: str
-    literals: list[list[str]]
-    counted: list[bool]  # placeholder i is "[number of]"
-    own: frozenset[str]  # the words of all literals
-
-    @classmethod
-    def parse(cls, text: str) -> "_Template":
-        pattern = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
-        gaps = pattern.split(text)
-        literals = [words(gap) for gap in gaps]
-        for i in range(1, len(literals) - 1):
-            if not literals[i] and COMMA in gaps[i]:
-                literals[i] = [COMMA]
-        own = frozenset(word for literal in literals for word in literal if word != COMMA)
-        return cls(text, literals, [template_key(name) == "number of" for name in pattern.findall(text)], own)
-
-    def fit(self, caption: _Caption) -> list[tuple[int, int]] | None:
-        """Where the placeholders are (word spans, one word or more each), or None.
-
-        Each literal is looked for once, left to right, at its first place after a word for the placeholder
-        before it, so the time is linear in the caption; the first placeholders are thus the shortest that fit.
-        """
-        literals, (first, last) = self.literals, (self.literals[0], self.literals[-1])
-        if not self.own <= caption.known:
-            return None
-        if len(literals) == 1:
-            return [] if caption.words == first else None
-        stop = len(caption.words) - len(last)
-        if caption.words[: len(first)] != first or (last and caption.words[max(stop, 0) :] != last):
-            return None
-        spans, at = [], len(first)
-        for i, literal in enumerate(literals[1:-1]):
-            begin = at + (_number_length(caption.words, at) if self.counted[i] else 1)
-            found = _find(caption, literal, begin, stop)
-            if found is None:
-                return None
-            spans.append((at, found))
-            at = found + (0 if literal == [COMMA] else len(literal))
-        return [*spans, (at, stop)] if stop > at else None
+    def rank(self, fit: re.Match, whole: str, expected: str) -> tuple:
+        """The smaller, the better this template fits: see TemplateReader."""
+        groups = zip(fit.groups(), self.counted, strict=True)
+        numbers = [re.search(f"(?<![^ ]){NUMBER_WORD}", group) is not None for group, counted in groups if counted]
+        number_rank = 0 if not numbers else -1 if all(numbers) else 1
+        lengths = [group.count(" ") for group in fit.groups()]
+        exact, wanted = self.key == whole, self.key == expected
+        return not exact, -self.own, number_rank, not self.ends_in_words, lengths, not wanted, self.key
 
 
-def _find(caption: _Caption, literal: list[str], begin: int, stop: int) -> int | None:
-    if not literal:
-        return begin if begin < stop else None
-    if literal == [COMMA]:
-        return next((i for i in range(begin, stop) if caption.comma[i]), None)
-    for i in range(begin, stop - len(literal) + 1):
-        if caption.words[i] == literal[0] and caption.words[i : i + len(literal)] == literal:
-            return i
-    return None
-
-
-def _is_number(word: str) -> bool:
-    return word in NUMBER_WORDS or word.isdecimal()
-
-
-def _number_length(caption: Sequence[str], at: int) -> int:
-    """How many words from `at` on are a number ("two", "a few", "a couple of"); 1 where none is."""
-    begin = end = at + (caption[at : at + 1] != [] and caption[at] in ARTICLES)
-    while end < len(caption) and _is_number(caption[end]):
-        end += 1
-    return end - at + (caption[end : end + 1] == ["of"]) if end > begin else 1
+def _literal(gap: str) -> str:
+    """What stands between two placeholders: words, or one comma, or nothing."""
+    words = template_key(gap).split()
+    return "".join(f"{word},? " for word in words) or ("(?<=, )" if "," in gap else "")
 
 
 class TemplateReader:
@@ -161,22 +91,17 @@ class TemplateReader:
     3. "[number of]" filled by a number, then no "[number of]", then one filled by something else;
     4. one that ends in words of its own ("moving piece of paper up": "Moving [something] up", not "[part] of");
     5. the shortest first placeholder, then second, ...;
-    6. the expected template, where the caller has one: what still fits two equally well, such as "Poking a hole
-       into [something soft]" and "... [some substance]", has the same words and cannot be told apart by them;
+    6. the expected template, where the caller has one: "Poking a hole into [something soft]" and "... [some
+       substance]" have the same words and cannot be told apart by them;
     7. the alphabet, so that no order of input matters.
     """
 
-    def __init__(self, templates: Iterable[str]):
+    def __init__(self, templates: Iterable[str]) -> None:
         self._known: dict[str, _Template] = {}
-        for text in templates:
-            key = template_key(text)
-            # The same template with brackets says more than without: its placeholders are not guessed.
-            if key and (key not in self._known or ("[" in text and "[" not in self._known[key].text)):
-                self._known[key] = _Template.parse(text)
-        self._by_first_word: dict[str, list[tuple[str, _Template]]] = {}
-        for key, template in sorted(self._known.items()):
-            first = template.literals[0][0] if template.literals[0] else ""
-            self._by_first_word.setdefault(first, []).append((key, template))
+        # The same template with brackets says more than without: its placeholders are not guessed.
+        for text in sorted(templates, key=lambda text: "[" not in text):
+            if (key := template_key(text)) and key not in self._known:
+                self._known[key] = _Template(text)
 
     def known(self, template: str) -> str | None:
         """This template as the reader has it, whatever brackets, case or punctuation it is given with."""
@@ -185,141 +110,98 @@ class TemplateReader:
 
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
-        parsed = _Caption(caption)
-        if not parsed.words:
+        parts = WORD.split(unicodedata.normalize("NFKC", caption))  # gap, word, gap, word, ..., gap
+        gaps = [", " if "," in gap else " " for gap in parts[2::2]]
+        plain = "".join(template_key(word) + gap for word, gap in zip(parts[1::2], gaps, strict=True))
+        fits = [(template, fit) for template in self._known.values() if (fit := template.fit(plain))]
+        if not fits:
             return Reading(None, [])
-        whole, wanted = " ".join(parsed.words), template_key(expected or "")
-        best: tuple | None = None
-        for key, template in (*self._by_first_word.get(parsed.words[0], ()), *self._by_first_word.get("", ())):
-            spans = template.fit(parsed)
-            if spans is None:
-                continue
-            rank = (
-                key != whole,
-                -sum(map(len, template.literals)),
-                -_number_rank(template, parsed, spans),
-                not template.literals[-1],
-                [end - start for start, end in spans],
-                key != wanted,
-                key,
-            )
-            if best is None or rank < best[0]:
-                best = (rank, template, spans)
-        if best is None:
-            return Reading(None, [])
-        return Reading(best[1].text, [parsed.span(start, end) for start, end in best[2]])
-
-
-def _number_rank(template: _Template, caption: _Caption, spans: list[tuple[int, int]]) -> int:
-    ranks = [
-        1 if any(map(_is_number, caption.words[start:end])) else -1
-        for (start, end), counted in zip(spans, template.counted, strict=True)
-        if counted
-    ]
-    return min(ranks, default=0)
+        whole, wanted = template_key(caption), template_key(expected or "")
+        template, fit = min(fits, key=lambda one: one[0].rank(one[1], whole, wanted))
+        # A word of a template ends in a space: counted, they lead back to the caption as it was written.
+        places = [[plain.count(" ", 0, place) for place in fit.span(i + 1)] for i in range(len(template.counted))]
+        return Reading(template.text, ["".join(parts[2 * first + 1 : 2 * end]) for first, end in places])
 
 
 def objects_found(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, int]:
     """How many of the placeholders `wanted` are among the words of the placeholders `given`: (found, of how many).
 
-    A placeholder of several words is found only as all of them in a row; "a", "an" and "the" before it do not
-    matter, nor which placeholder it stands in. A word that has been found is not found again. Placeholders
-    without any word do not count.
+    Several words are found only as all of them in a row; "a", "an" and "the" before them do not matter, nor which
+    placeholder they stand in. A word that has been found is not found again. What has no words does not count.
     """
-    pools = [words(text) for text in given]
-    names = [_without_article(words(text)) for text in wanted]
-    names = sorted((name for name in names if name), key=len, reverse=True)  # "red cup" before "cup" takes its word
-    return sum(_take(name, pools) for name in names), len(names)
+    pools = [f" {template_key(text)} " for text in given]
+    names = [ARTICLE.sub("", key) for key in map(template_key, wanted) if key]
+    names.sort(key=lambda name: -name.count(" "))  # "red cup" before "cup" takes its word
+    found = 0
+    for name in names:
+        # A pool that is just this name is used before a longer one that also holds it.
+        if held := [pool for pool in pools if f" {name} " in pool]:
+            pool = min(held, key=lambda pool: ARTICLE.sub("", pool.strip()) != name)
+            pools[pools.index(pool)] = pool.replace(f" {name} ", " | ", 1)
+            found += 1
+    return found, len(names)
 
 
-def _without_article(name: list[str]) -> list[str]:
-    return name[1:] if len(name) > 1 and name[0] in ARTICLES else name
-
-
-def _take(name: list[str], pools: list[list[str]]) -> bool:
-    # A pool that is just this name is used before a longer one that also holds it.
-    for pool in sorted(pools, key=lambda pool: _without_article(pool) != name):
-        for i in range(len(pool) - len(name) + 1):
-            if pool[i : i + len(name)] == name:
-                pool[i : i + len(name)] = [""] * len(name)
-                return True
-    return False
-
-
-def ssv2_scores(
-    predictions: Mapping[str, str],
-    records: Mapping[str, Mapping[str, Any]],
-    reader: TemplateReader,
-    seed: int = 0,
-) -> dict[str, Any]:
+def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader: TemplateReader, seed: int = 0) -> dict:
     """Scores from the captions' text alone that n-grams cannot give: is the action right, are the objects?
 
-    A clip's record has "label" (a text or a list), "template" and "placeholders" (or None).
+    A clip's record has "label" (texts), "template" and "placeholders" (or None).
     - exact_match: the words are those of a reference (case, punctuation and spacing aside);
-    - template_accuracy: the caption, read as a template (TemplateReader), is the clip's; an exact match is right
-      by definition, since some labels' texts fit another template better than their own;
+    - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
+      since some labels' texts fit another template better than their own;
     - no_template: captions that fit none of the templates;
     - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
       in the whole caption where no template fits (`objects_found`).
     All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the most frequent [true, read template or None, count].
-    Raises: UserError where there are no clips, or a prediction's clip has no record.
+    "per_template" the same by template, "confused" the 20 most frequent [true, read template or None, count].
     """
-    if not predictions:
-        raise UserError("no clips to score: there are no predictions")
-    if missing := [key for key in predictions if key not in records]:
-        raise UserError(f"{len(missing)} predictions have no annotation, the first is {missing[0]!r}")
-    # Templates are shown as the annotations write them: labels.json may have the same without brackets.
-    shown = {template_key(r["template"]): r["template"] for r in records.values() if r.get("template")}
-    per_clip, rows, groups, confused = {}, [], defaultdict(list), Counter()
-    for key, caption in predictions.items():
-        per_clip[key], row, true = _score_clip(caption, records[key], reader, shown)
-        if true:
-            groups[true].append(len(rows))
-            confused[true, per_clip[key]["read_template"]] += not per_clip[key]["template"]
-        rows.append(row)
-    table = np.array(rows, dtype=np.float64)
+    per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
+    groups = defaultdict(list)
+    for clip in per_clip.values():
+        groups[clip["true_template"]].append(clip)
+    groups.pop(None, None)
+    wrong = [clip for clip in per_clip.values() if clip["outcome"] == "wrong"]
+    confused = Counter((clip["true_template"], clip["read_template"]) for clip in wrong)
     pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
     return {
-        **_fractions(table, seed),
-        "per_template": {true: _fractions(table[groups[true]], seed) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:CONFUSIONS] if count],
+        **_fractions(list(per_clip.values()), seed),
+        "per_template": {true: _fractions(groups[true], seed) for true in sorted(groups)},
+        "confused": [[true, read, count] for (true, read), count in pairs[:20]],
         "per_clip": per_clip,
     }
 
 
-def _score_clip(
-    caption: str, record: Mapping[str, Any], reader: TemplateReader, shown: Mapping[str, str]
-) -> tuple[dict[str, Any], list[float], str | None]:
-    """One clip's scores, its row of counts for `_fractions`, and its true template as it is shown."""
-    labels = record.get("label") or []
-    labels = [labels] if isinstance(labels, str) else labels
-    true = shown[template_key(record["template"])] if record.get("template") else None
+def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str, Any]:
+    """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
+    true = reader.known(record.get("template") or "") or record.get("template") or None
     # A text without words, such as "...", is compared as it is.
-    exact = any((words(caption) or caption.strip()) == (words(label) or label.strip()) for label in labels)
+    said, *references = [template_key(text) or text.strip() for text in (caption, *record["label"])]
+    exact = said in references
     reading = reader.read(caption, expected=true)
-    read = shown.get(template_key(reading.template), reading.template) if reading.template else None
-    right = true is not None and (exact or read == true)
-    found, count = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
-    found = count if exact else found
-    clip = {
-        "exact": exact,
-        "template": right if true else None,
-        "objects": found / count if count else None,
-        "read_template": true if right else read,
+    right = true is not None and (exact or reading.template == true)
+    found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
+    return {
+        "true_template": true,
+        "read_template": true if right else reading.template,
         "outcome": "exact" if exact else "template" if right else "wrong" if true else None,
+        "counts": {
+            "exact_match": (exact, 1),
+            "template_accuracy": (right, true is not None),
+            "no_template": (reading.template is None and not exact, 1),
+            "object_accuracy": (objects if exact else found, objects),
+        },
     }
-    return clip, [1.0, exact, true is not None, right, reading.template is None and not exact, found, count], true
 
 
-def _fractions(table: np.ndarray, seed: int) -> dict[str, Any]:
-    """Fractions and their intervals from rows [1, exact, has a template, template right, fits none, found, objects]."""
-    sums, resampled = table.sum(0), resampled_sums(table, seed)
-    parts = {"exact_match": (1, 0), "template_accuracy": (3, 2), "no_template": (4, 0), "object_accuracy": (5, 6)}
-    scores: dict[str, Any] = {"clips": len(table)}
-    intervals = {}
-    for name, (top, bottom) in parts.items():
-        scores[name] = float(sums[top] / sums[bottom]) if sums[bottom] else None
-        usable = resampled[resampled[:, bottom] > 0]  # a resample may by chance hold no clip with objects
-        intervals[name] = interval(usable[:, top] / usable[:, bottom]) if sums[bottom] else None
+def _fractions(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """The scores of clips that `score_clip` has counted, and their intervals."""
+    table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
+    sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
+    scores, intervals = {"clips": len(clips)}, {}
+    for i, name in enumerate(clips[0]["counts"]):
+        count, of = sums[i]
+        scores[name] = float(count / of) if of else None
+        counts, ofs = resampled[:, 2 * i : 2 * i + 2].T
+        usable = ofs > 0  # a resample may by chance hold no clip with objects
+        intervals[name] = interval(counts[usable] / ofs[usable]) if of else None
     return {**scores, "intervals": intervals}

@@ -17,17 +17,8 @@ def write_training_page(results: Path, history: list[dict[str, Any]], records: l
     epoch = history[-1]["epoch"]
     path = results / f"validation_epoch_{epoch}.json"
     predictions = files.read_json(path, "the last predictions")["predictions"]
-    records = [record for record in records if record["id"] in predictions]
-    predictions = {record["id"]: predictions[record["id"]] for record in records}
-    result = scores.Scorer(records, layout).scores(predictions, meteor=False)
-    page = results / "training" / "index.html"
-    report.write_page(
-        page,
-        f"Training, epoch {epoch}",
-        report.gallery(result["predictions"], layout, page),
-        history=history,
-        scores=scores.table(result),
-        made_by=" at ".join(filter(None, provenance.made_by().values())),
-        confused=result.get("ssv2", {}).get("confused"),
-    )
+    kept = [record for record in records if record["id"] in predictions]
+    scored = scores.Scorer(kept, layout).scores({r["id"]: predictions[r["id"]] for r in kept}, meteor=False)
+    page, result = results / "training" / "index.html", {**scored, "made_by": provenance.made_by()}
+    report.write_scored_page(page, f"Training, epoch {epoch}", result, layout, history)
     return f"curves: {results / 'losses.png'}, page: {page}"

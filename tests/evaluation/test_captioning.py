@@ -54,13 +54,12 @@ def test_an_interrupt_is_noticed_before_each_batch(data):
 
 def test_a_shuffle_gives_each_clip_the_features_of_another(data):
     reader = reader_of(data, 2)
-    own = dict(zip([r["id"] for r in reader.records], torch.cat([f for _, f in reader.batches("x")]), strict=True))
+    own = reader.each(lambda _, features: list(features), "x")
     sources = captioning.shuffled(reader.records, seed=3)
     assert sorted(sources) == sorted(sources.values()) and all(clip != other for clip, other in sources.items())
     assert sources == captioning.shuffled(reader.records, seed=3) != captioning.shuffled(reader.records, seed=4)
-    for part, features in reader.batches("x", sources):
-        for record, row in zip(part, features, strict=True):
-            assert torch.equal(row, own[sources[record["id"]]])
+    given = reader.each(lambda _, features: list(features), "x", sources)
+    assert list(given) == list(own) and all(torch.equal(given[clip], own[sources[clip]]) for clip in given)
 
 
 def test_features_of_another_width_are_refused(tmp_path):

@@ -44,12 +44,12 @@ def test_clips_are_played_backwards_in_batches_in_order_and_damaged_ones_left_ou
 
 def test_a_flip_counts_only_where_the_action_has_an_opposite(tmp_path):
     reader = TemplateReader(list(tiny.TEMPLATES))
-    records = [
-        {"id": "1", "template": "Moving [something] up"},
-        {"id": "2", "template": "Moving [something] up"},
-        {"id": "3", "template": "Covering [something] with [something]"},
-        {"id": "4", "template": "Moving [something] down"},
-    ]
+    records = {
+        "1": {"template": "Moving [something] up"},
+        "2": {"template": "Moving [something] up"},
+        "3": {"template": "Covering [something] with [something]"},
+        "4": {"template": "Moving [something] down"},
+    }
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "opposites.json").write_text(
         json.dumps({"Moving [something] up": "Moving [something] down"})
