@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from video import webm
-
 MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 STILL = ("avif", "heic", "heix", "mif1")  # brands of pictures in MP4's format
 NO_TEXT = {*range(9), *range(14, 32), 127}  # bytes
+HEAD = 4096  # bytes of a WebM file: the header, and the tracks of nearly every one
+CODEC = re.compile(rb"\x86.(V_[A-Z0-9/]+)", re.DOTALL)
+SEGMENT, DURATION, PROJECTION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x76\x70", b"\x55\xb2\x81\x0a"
 NO_MEMORY = "it needs more memory than decoding may use"
+SEEK_EARLY = 10  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
 
 
@@ -36,7 +38,6 @@ class Index(NamedTuple):
     zero: float  # seconds: the start of the file, which need not be the first frame's
     rate: float  # frames a second, as the file says
     promised: int | None  # frames that a file had before it was cut off
-    total: int | None = None  # N of the whole file, where this is a part of its index
 
     def seconds(self, stamps: np.ndarray) -> np.ndarray:
         """From the start of the file."""
@@ -46,9 +47,9 @@ class Index(NamedTuple):
         """Whether frames are shown before a time, in seconds from the start of the file."""
         return self.seconds(stamps) < seconds - EARLY
 
-    def count(self, stamps: np.ndarray, start: float, end: float) -> int:
-        """How many of these frames are shown from `start` to before `end`, in seconds."""
-        return int((self.before(stamps, end) & ~self.before(stamps, start)).sum())
+    def any_in(self, stamps: np.ndarray, start: float, end: float) -> bool:
+        """Whether any of these frames is shown from `start` to before `end`, in seconds."""
+        return bool((self.before(stamps, end) & ~self.before(stamps, start)).any())
 
     @property
     def frame(self) -> float:
@@ -123,17 +124,15 @@ def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     _check_file(path)
     name = os.path.abspath(os.fsdecode(path))
     with contextlib.ExitStack() as stack:
-        try:
-            name.encode()
-            source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
-        except UnicodeEncodeError:
-            source = stack.enter_context(open(os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb"))
+        source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
+        if re.search("[\ud800-\udfff]", name):  # bytes that are no UTF-8, which PyAV does not take
+            source = stack.enter_context(open(os.open(name, os.O_RDONLY), "rb"))
         try:
             container = stack.enter_context(av.open(source))
         except av.FFmpegError as error:
-            if not isinstance(error, MemoryError) and _is_text(name):
-                raise VideoError("it is a text file, not a video") from None
-            raise
+            if isinstance(error, MemoryError) or set(_head(path)[:512]) & NO_TEXT:
+                raise
+            raise VideoError("it is a text file, not a video") from None
         stream = _choose_stream(container)
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > MAX_PIXELS:
@@ -161,15 +160,6 @@ def _check_file(path: Path | str) -> None:
         raise VideoError("the file is empty")
 
 
-def _is_text(path: Path | str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(512)
-    try:
-        return head[:508].decode(errors="strict").isprintable() or not set(head) & NO_TEXT
-    except UnicodeDecodeError:
-        return False
-
-
 def _choose_stream(container: Any) -> Any:
     """As the ffmpeg command: the most pixels, with a bonus for the default one. A cover picture is no video."""
     import av
@@ -184,10 +174,8 @@ def _choose_stream(container: Any) -> Any:
         held = sorted({stream.type for stream in container.streams} - {"data", "attachment", "video"})
         raise VideoError(f"it holds no video stream{f', only {held[0]}' if held else ''}")
 
-    def score(stream: Any) -> tuple[int, int]:
-        return stream.width * stream.height + 5_000_000 * bool(stream.disposition & flags.default), stream.frames
-
-    return max(streams, key=score)
+    bonus = {stream.index: 5_000_000 * bool(stream.disposition & flags.default) for stream in streams}
+    return max(streams, key=lambda stream: (stream.width * stream.height + bonus[stream.index], stream.frames))
 
 
 def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -199,15 +187,11 @@ def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterato
     keys = index.keys[index.keys <= first][:0:-1][:2].tolist() if first is not None else []
     for key in (*keys, None):
         with _open(path) as (container, stream):
-            packets = _packets(container, stream) if key is None else _packets_from(container, stream, key)
-            if packets is None:  # seeking does not work in this file
-                continue
-            frames = _frames(stream, packets, index.stamped)
+            frames = _frames(stream, _packets(container, stream, key), index.stamped)
             stamp, frame = next(frames, (None, None))
-            if key is None or (frame is not None and stamp <= first) or (len(keys) == 2 and key == keys[1]):
-                if frame is not None:
-                    yield stamp, frame
-                    yield from frames
+            if frame is not None and (key is None or stamp <= first):
+                yield stamp, frame
+                yield from frames
                 return
 
 
@@ -233,30 +217,18 @@ def _stamp(timed: Any) -> int | None:
     return timed.dts if timed.pts is None else timed.pts
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream, up to the end of what can be read."""
+def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[Any]:
+    """The packets of a stream, from the key frame with the stamp `key` on, up to the end of what can be read."""
     import av
 
     with contextlib.suppress(av.FFmpegError):  # FFmpeg takes it for the end of the file
+        if key is not None:
+            container.seek(key - int(SEEK_EARLY / stream.time_base), stream=stream)
         for packet in container.demux(stream):
-            if packet.size:
+            if key is not None and _stamp(packet) == key:
+                key = None
+            if packet.size and key is None:
                 yield packet
-
-
-def _packets_from(container: Any, stream: Any, key: int) -> Iterator[Any] | None:
-    """Packets from the key frame with the stamp `key`, or one before it; None where seeking only finds later ones."""
-    import av
-
-    for seconds in (0, 1, 10):  # by what some formats land too late
-        try:
-            container.seek(key - int(seconds / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            continue
-        packets = _packets(container, stream)
-        packet = next((packet for packet in packets if packet.is_keyframe), None)
-        if packet is not None and _stamp(packet) is not None and _stamp(packet) <= key:
-            return itertools.chain([packet], packets)
-    return None
 
 
 def rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
@@ -273,6 +245,38 @@ def _promised(path: Path | str, container: Any, stream: Any) -> int | None:
     if "mp4" in container.format.name:
         entries = [entry for entry in stream.index_entries if not entry.is_discard]
         return len(entries) if entries and max(entry.pos + entry.size for entry in entries) > size else None
-    if "webm" in container.format.name and webm.is_cut(path) and container.duration and stream.average_rate:
-        return round(container.duration / 1e6 * stream.average_rate)
-    return None
+    is_cut = "webm" in container.format.name and _segment_end(_head(path)) > size
+    told = is_cut and container.duration and stream.average_rate
+    return round(container.duration / 1e6 * stream.average_rate) if told else None
+
+
+# ---- what the first bytes of a WebM file (EBML, RFC 8794, and Matroska, RFC 9559) tell, in microseconds ----
+
+
+def is_plain_webm(path: Path | str) -> bool:
+    """Whether a file is a whole WebM of known length with one video track, VP9 of 8 bits, that is not turned.
+
+    Something-Something V2's clips are; decord 0.6.0 decodes these exactly. Everything else is PyAV's.
+    Raises: VideoError where there is no such file.
+    """
+    _check_file(path)
+    head = _head(path)
+    if b"webm" not in head[:64] or CODEC.findall(head) != [b"V_VP9"] or DURATION not in head:
+        return False
+    return 0 < _segment_end(head) <= os.path.getsize(path) and PROJECTION not in head and TEN_BITS not in head
+
+
+def _head(path: Path | str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def _segment_end(head: bytes) -> int:
+    """Where the file's one segment ends, in bytes; 0 where it does not say (a live stream) or is no Matroska."""
+    at = head.find(SEGMENT) + len(SEGMENT)
+    if SEGMENT not in head or at == len(head):
+        return 0
+    length = 9 - head[at].bit_length()
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(head[at : at + length], "big") & unknown
+    return 0 if size == unknown else at + length + size

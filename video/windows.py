@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from runtime.files import UserError
@@ -88,7 +87,7 @@ def read_windows(
             spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
             for first in range(0, len(spans), each):
                 part = spans[first : first + each]
-                arguments = (path, _near(index, part), part, frames, transform)
+                arguments = (path, index, part, frames, transform)
                 yield Task((key, first, part, len(spans)), read_run, arguments, units=len(part))
 
     for (key, first, part, total), result in workers.run(tasks()):
@@ -106,15 +105,7 @@ def read_run(
     path: str, index: Index, spans: Sequence[Span], frames: int, transform: Transform
 ) -> tuple[list[Tensor | None], None, str | None]:
     """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; no error; a warning."""
-    found = read_spans(path, index, spans, frames, transform)
+    found, _ = read_spans(path, index, spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
-    return found, None, index.warning(len(index.stamps) if index.total is None else index.total)
-
-
-def _near(index: Index, spans: Sequence[Span]) -> Index:
-    """The part of an index that a run of windows needs: a whole film's is large to send with each task."""
-    times = index.seconds(index.stamps)
-    first, after = np.searchsorted(times, (spans[0][0], spans[-1][1])).tolist()
-    stamps = index.stamps[max(0, first - 1) : after + 1]
-    return index._replace(stamps=stamps, keys=index.keys[index.keys <= stamps[0]][-3:], total=len(index.stamps))
+    return found, None, index.warning(len(index.stamps))
