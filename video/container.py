@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
 MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
@@ -20,7 +21,7 @@ HEAD = 4096  # bytes of a WebM file: the header, and the tracks of nearly every 
 CODEC = re.compile(rb"\x86.(V_[A-Z0-9/]+)", re.DOTALL)
 SEGMENT, DURATION, PROJECTION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x76\x70", b"\x55\xb2\x81\x0a"
 NO_MEMORY = "it needs more memory than decoding may use"
-SEEK_EARLY = 10  # seconds: in some formats seeking lands too late
+SEEK_EARLY = 3  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
 
 
@@ -47,10 +48,6 @@ class Index(NamedTuple):
         """Whether frames are shown before a time, in seconds from the start of the file."""
         return self.seconds(stamps) < seconds - EARLY
 
-    def any_in(self, stamps: np.ndarray, start: float, end: float) -> bool:
-        """Whether any of these frames is shown from `start` to before `end`, in seconds."""
-        return bool((self.before(stamps, end) & ~self.before(stamps, start)).any())
-
     @property
     def frame(self) -> float:
         """Seconds that a frame is shown, on average."""
@@ -69,9 +66,8 @@ class Index(NamedTuple):
 
     def warning(self, decoded: int) -> str | None:
         """That the file is cut off, where it is: to be told beside its captions."""
-        if self.promised and decoded < self.promised:
-            return f"cut off: {decoded} of {self.promised} frames could be decoded"
-        return None
+        is_cut = self.promised and decoded < self.promised
+        return f"cut off: {decoded} of {self.promised} frames could be decoded" if is_cut else None
 
 
 def read_index(path: Path | str) -> Index:
@@ -80,12 +76,12 @@ def read_index(path: Path | str) -> Index:
         packets = [(_stamp(p), p.is_keyframe, p.is_discard, p.is_corrupt) for p in _packets(container, stream)]
         if len(packets) > 1 and packets[-1][-1]:  # the file ends within this one
             packets.pop()
-        shown = [stamp for stamp, _, discard, _ in packets if not discard]
+        shown = [stamp for stamp, _, is_discard, _ in packets if not is_discard]
         if not shown:
             raise VideoError("it holds no frames")
         stamped = None not in shown
         stamps = np.sort(np.array(shown, np.int64)) if stamped else np.arange(len(shown))
-        keys = np.unique([stamp for stamp, key, *_ in packets if key and stamped]).astype(np.int64)
+        keys = np.unique([stamp for stamp, is_key, *_ in packets if is_key and stamped]).astype(np.int64)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         zero = (container.start_time or 0) / 1e6
         index = Index(stamps, keys, stamped, float(stream.time_base), zero, rate, _promised(path, container, stream))
@@ -104,8 +100,6 @@ def read_duration(path: Path | str) -> float:
 @contextlib.contextmanager
 def expected_errors() -> Iterator[None]:
     """What FFmpeg, the disk and the allocators answer, told as a VideoError."""
-    import av
-
     try:
         yield
     except MemoryError:
@@ -119,8 +113,6 @@ def expected_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     """A container, and the one of its video streams that FFmpeg takes."""
-    import av
-
     _check_file(path)
     name = os.path.abspath(os.fsdecode(path))
     with contextlib.ExitStack() as stack:
@@ -134,22 +126,14 @@ def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
                 raise
             raise VideoError("it is a text file, not a video") from None
         stream = _choose_stream(container)
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            raise VideoError(f"a frame of {width}x{height} is too large")
         stream.codec_context.thread_count = 1  # processes run side by side
         yield container, stream
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is an address on a network, and not that of a file which is called like one."""
-    return re.match(r"[a-zA-Z][\w+.-]+://", name) is not None and not os.path.exists(name)
 
 
 def _check_file(path: Path | str) -> None:
     """Raises: VideoError for what is no file that could hold a video."""
     if not os.path.exists(path):
-        if is_url(os.fsdecode(path)):
+        if re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path)):  # made absolute, it may be, too
             raise VideoError("it is a URL: download the file, and name that")
         raise VideoError("there is no such file")
     if os.path.isdir(path):
@@ -162,8 +146,6 @@ def _check_file(path: Path | str) -> None:
 
 def _choose_stream(container: Any) -> Any:
     """As the ffmpeg command: the most pixels, with a bonus for the default one. A cover picture is no video."""
-    import av
-
     kind, flags = container.format.name, av.stream.Disposition
     if kind == "tty":
         raise VideoError("it is a text file, not a video")
@@ -174,8 +156,10 @@ def _choose_stream(container: Any) -> Any:
         held = sorted({stream.type for stream in container.streams} - {"data", "attachment", "video"})
         raise VideoError(f"it holds no video stream{f', only {held[0]}' if held else ''}")
 
-    bonus = {stream.index: 5_000_000 * bool(stream.disposition & flags.default) for stream in streams}
-    return max(streams, key=lambda stream: (stream.width * stream.height + bonus[stream.index], stream.frames))
+    def score(stream: Any) -> tuple[int, int]:
+        return stream.width * stream.height + 5_000_000 * bool(stream.disposition & flags.default), stream.frames
+
+    return max(streams, key=score)
 
 
 def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -196,8 +180,6 @@ def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterato
 
 
 def _frames(stream: Any, packets: Iterator[Any], stamped: bool) -> Iterator[tuple[int, Any]]:
-    import av
-
     number = 0
     for packet in itertools.chain(packets, [None]):  # None: the decoder gives what it kept back
         try:
@@ -218,16 +200,15 @@ def _stamp(timed: Any) -> int | None:
 
 
 def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[Any]:
-    """The packets of a stream, from the key frame with the stamp `key` on, up to the end of what can be read."""
-    import av
-
+    """The packets of a stream, from a key frame at or before the stamp `key` on, up to the end of what can be read."""
+    begun = key is None
     with contextlib.suppress(av.FFmpegError):  # FFmpeg takes it for the end of the file
-        if key is not None:
+        if not begun:
             container.seek(key - int(SEEK_EARLY / stream.time_base), stream=stream)
         for packet in container.demux(stream):
-            if key is not None and _stamp(packet) == key:
-                key = None
-            if packet.size and key is None:
+            stamp = _stamp(packet)
+            begun = begun or (packet.is_keyframe and stamp is not None and stamp <= key)
+            if packet.size and begun:
                 yield packet
 
 

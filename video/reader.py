@@ -161,8 +161,11 @@ def read_spans(
         stamps = seen
     else:
         raise VideoError("it decodes to other frames each time")
-    lost = [index.any_in(index.stamps, *span) and not index.any_in(seen, *span) for span in spans]
-    return [None if gone else _stack(store, frames) for gone, frames in zip(lost, chosen, strict=True)], len(seen)
+    found: list[Tensor | None] = []
+    for span, frames in zip(spans, chosen, strict=True):
+        told, left = (index.before(each, span[1]) & ~index.before(each, span[0]) for each in (index.stamps, seen))
+        found.append(None if told.any() and not left.any() else _stack(store, frames))
+    return found, len(seen)
 
 
 def _decode(

@@ -9,6 +9,7 @@ Letters: T frames, S pixels as the encoder sees them.
 import contextlib
 import ctypes
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from runtime.files import UserError
 from video.container import Index, read_index
 from video.reader import Transform, read_spans
-from video.workers import Decoded, Failure, Task, Workers, absolute
+from video.workers import Decoded, Failure, Task, Workers
 
 MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
 MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
@@ -31,20 +32,14 @@ Span = tuple[float, float]  # [start, end) in seconds
 
 def check_window(window: float, stride: float) -> None:
     """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
-    if not (math.isfinite(window) and window >= MIN_STRIDE):
-        raise UserError(f"--window {window:g}: the length of a window is a number of seconds, {MIN_STRIDE:g} or more")
-    if not (math.isfinite(stride) and stride >= MIN_STRIDE):
-        raise UserError(f"--stride {stride:g}: the step between windows is a number of seconds, {MIN_STRIDE:g} or more")
+    for flag, seconds in (("--window", window), ("--stride", stride)):
+        if not MIN_STRIDE <= seconds < math.inf:
+            raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
     if stride > window:
-        raise UserError(
-            f"--stride {stride:g} is longer than --window {window:g}: what lies between two windows would never be "
-            "seen; take a stride of at most the window"
-        )
+        raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
     if stride * MAX_OVERLAP < window:
-        raise UserError(
-            f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; take a stride of "
-            f"{window / MAX_OVERLAP:g} s or more"
-        )
+        least = f"take a stride of {window / MAX_OVERLAP:g} s or more"
+        raise UserError(f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; {least}")
 
 
 def windows(duration: float, window: float, stride: float) -> list[Span]:
@@ -79,10 +74,10 @@ def read_windows(
     each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
 
     def tasks() -> Iterator[Task]:
-        located = ((key, absolute(path)) for key, path in paths)
+        located = ((key, os.path.abspath(path)) for key, path in paths)  # workers may be elsewhere
         for (key, path), index in workers.run(Task(item, read_index, (item[1],)) for item in located):
             if isinstance(index, Failure):
-                yield Task((key, 0, [], 1), Failure, index)  # in its turn
+                yield Task((key, 0, [(None, None)], 1), Failure, index)  # in its turn
                 continue
             spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
             for first in range(0, len(spans), each):
@@ -91,21 +86,18 @@ def read_windows(
                 yield Task((key, first, part, len(spans)), read_run, arguments, units=len(part))
 
     for (key, first, part, total), result in workers.run(tasks()):
-        if not part:
-            yield Decoded(key, None, result.reason)
-            continue
-        squares, error, warning = (None, result.reason, None) if isinstance(result, Failure) else result
-        for number, (start, end) in enumerate(part):
-            frames_or_none = None if squares is None else squares[number]
-            failed = error or ("no frame of this window could be decoded" if frames_or_none is None else None)
-            yield Decoded(key, frames_or_none, failed, warning, start, end, first + number, total)
+        failed = isinstance(result, Failure)
+        squares, warning = ([None] * len(part), None) if failed else result
+        error = result.reason if failed else "no frame of this window could be decoded"
+        for number, ((start, end), clip) in enumerate(zip(part, squares, strict=True), first):
+            yield Decoded(key, clip, error if clip is None else None, warning, start, end, number, total)
 
 
 def read_run(
     path: str, index: Index, spans: Sequence[Span], frames: int, transform: Transform
-) -> tuple[list[Tensor | None], None, str | None]:
-    """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; no error; a warning."""
+) -> tuple[list[Tensor | None], str | None]:
+    """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; and a warning."""
     found, _ = read_spans(path, index, spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
-    return found, None, index.warning(len(index.stamps))
+    return found, index.warning(len(index.stamps))
