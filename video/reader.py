@@ -1,7 +1,7 @@
 """Any video file to the frames that a player shows: sampled uniformly and resized to squares for the encoder.
 
-One sampler and one transform, used by preprocessing, by inference and to train the sample's encoder. Whole clips of
-VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every window, by PyAV.
+Whole clips of VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every
+window, by PyAV.
 
 Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N frames of a file.
 """
@@ -61,9 +61,8 @@ class Transform:
         height, width = frames.shape[-2:]
         if max(height, width) > MAX_STRETCH * min(height, width):
             raise VideoError(f"a frame of {width}x{height} is too long and thin to crop")
-        edge = int(self.size * 256 / 224)
-        short, long = min(height, width), int(edge * max(height, width) / min(height, width))
-        frames = _resize(frames, edge, long) if short == height else _resize(frames, long, edge)
+        edge, short = int(self.size * 256 / 224), min(height, width)
+        frames = _resize(frames, edge * height // short, edge * width // short)
         top, left = ((length - self.size) // 2 for length in frames.shape[-2:])
         return frames[..., top : top + self.size, left : left + self.size].contiguous()
 
@@ -86,9 +85,8 @@ def choose_frames(times: np.ndarray, spans: Sequence[tuple[float, float]], count
     for start, end in spans:
         first, after = np.searchsorted(times, (start - container.EARLY, end - container.EARLY)).tolist()
         if after <= first:
-            first = max(0, min(first, len(times)) - 1)
-            after = first + 1
-        chosen.append(first + frame_indices(after - first, count))
+            first = max(0, first - 1)
+        chosen.append(first + frame_indices(max(1, after - first), count))
     return chosen
 
 
@@ -221,11 +219,12 @@ def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -
 
 
 def _decord_frames(reader: Any, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Raises: AssertionError where the frames differ in size or are too large."""
+    """Raises: RuntimeError where the frames differ in size or are too large."""
     shape = None
     for number in range(max(wanted) + 1):
         frame = reader.next()
         shape = shape or frame.shape
-        assert frame.shape == shape and shape[0] * shape[1] <= MAX_PIXELS
+        if frame.shape != shape or shape[0] * shape[1] > MAX_PIXELS:
+            raise RuntimeError("PyAV resizes such frames, or refuses them")
         if number in wanted:
             yield number, frame.asnumpy()

@@ -1,7 +1,6 @@
 """Windows of long videos: which there are, and their frames, decoded in runs of consecutive windows.
 
-Opening a long file and seeking in it costs more than decoding a window: a worker's task is a run of windows. Between
-two tasks nothing is kept but the file's index, so the memory does not grow with the video.
+Opening a long file and seeking in it costs more than decoding a window: a worker's task is a run of windows.
 
 Letters: T frames, S pixels as the encoder sees them.
 """
@@ -25,7 +24,6 @@ MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the 
 MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
 RUN_SECONDS = 60.0  # of video that a task decodes, beside the way from the key frame before
 RUN_BYTES = 48 << 20  # of frames that a task returns
-EARLY = 1e-6  # a duration of 3 windows may come as 2.9999999 of them
 
 Span = tuple[float, float]  # [start, end) in seconds
 
@@ -49,12 +47,8 @@ def windows(duration: float, window: float, stride: float) -> list[Span]:
     A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
     """
     check_window(window, stride)
-    if duration <= window:
-        return [(0.0, duration)]
-    full = 1 + math.floor((duration - window) / stride + EARLY)
-    spans = [(i * stride, min(i * stride + window, duration)) for i in range(full)]
-    if duration - spans[-1][1] >= stride / 2:
-        return [*spans, (full * stride, duration)]
+    count = max(1, 1 + math.floor((duration - window) / stride + 0.5))
+    spans = [(i * stride, min(i * stride + window, duration)) for i in range(count)]
     return [*spans[:-1], (spans[-1][0], duration)]
 
 

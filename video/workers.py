@@ -1,6 +1,6 @@
 """Many videos in worker processes, each with a time limit: one that hangs or crashes its decoder costs its own clip.
 
-Letters: B clips, T frames, S pixels as the encoder sees them.
+Letters: T frames, S pixels as the encoder sees them.
 """
 
 import contextlib
