@@ -165,8 +165,7 @@ def _choose_stream(container: Any) -> Any:
 def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterator[tuple[int, Any]]:
     """Stamps and frames in the order they are shown, from the last key frame at or before the stamp `first` on.
 
-    Frames that follow a key frame in an open group of pictures are right from that key frame on; where a decoder needs
-    more of a run-up, so that `first` itself is missing, it is given the key frame before.
+    Where a decoder needs more of a run-up, so that `first` itself is missing, it is given the key frame before.
     """
     keys = index.keys[index.keys <= first][:0:-1][:2].tolist() if first is not None else []
     for key in (*keys, None):

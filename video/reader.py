@@ -142,10 +142,9 @@ def read_spans(
 ) -> tuple[list[Tensor | None], int]:
     """`count` frames of each ascending span [start, end) in seconds, and how many frames were decoded on the way.
 
-    uint8 (count, 3, S, S), without a transform (count, H, W, 3); None for a span of which nothing decodes. Frames that
-    do not decode are as if they were not in the file: the index is taken for true at first, but packets need not decode
-    (a stream cut between key frames, a file cut off), or one may hold several frames: then it is all done once more,
-    with the frames that there are. Raises: VideoError.
+    uint8 (count, 3, S, S), without a transform (count, H, W, 3); None for a span of which nothing decodes. Where the
+    index is wrong (packets that do not decode, or hold several frames), it is all done once more with the frames that
+    there are. Raises: VideoError.
     """
     stamps, after = index.stamps, spans[-1][1]
     for _ in range(3):

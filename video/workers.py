@@ -126,7 +126,8 @@ def _context() -> multiprocessing.context.BaseContext:
     """Workers fork from a clean process that has imported what they need, where the system can; else they spawn."""
     with_forks = hasattr(os, "fork") and "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if with_forks else "spawn")
-    context.set_forkserver_preload(["video.workers", "av", "decord", "transformers"])  # of no effect with spawn
+    if with_forks:
+        context.set_forkserver_preload(["video.workers", "decord", "transformers"])
     return context
 
 
