@@ -31,6 +31,10 @@ class Failure(NamedTuple):
 
     reason: str
 
+    def __str__(self) -> str:
+        """The reason alone."""
+        return self.reason
+
 
 class Decoded(NamedTuple):
     """A whole clip, or one window of a long video. Either `frames` or `error` is there."""
