@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
-
-from video import webm
 
 MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 STILL = ("avif", "heic", "heix", "mif1")  # brands of pictures in MP4's format
 NO_TEXT = {*range(9), *range(14, 32), 127}  # bytes
+HEAD = 4096  # bytes of a WebM file: the header, and the tracks of nearly every one
+CODEC = re.compile(rb"\x86.(V_[A-Z0-9/]+)", re.DOTALL)
+SEGMENT, DURATION, PROJECTION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x76\x70", b"\x55\xb2\x81\x0a"
 NO_MEMORY = "it needs more memory than decoding may use"
+SEEK_EARLY = 3  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
 
 
@@ -36,7 +39,6 @@ class Index(NamedTuple):
     zero: float  # seconds: the start of the file, which need not be the first frame's
     rate: float  # frames a second, as the file says
     promised: int | None  # frames that a file had before it was cut off
-    total: int | None = None  # N of the whole file, where this is a part of its index
 
     def seconds(self, stamps: np.ndarray) -> np.ndarray:
         """From the start of the file."""
@@ -45,10 +47,6 @@ class Index(NamedTuple):
     def before(self, stamps: np.ndarray | int, seconds: float) -> np.ndarray | bool:
         """Whether frames are shown before a time, in seconds from the start of the file."""
         return self.seconds(stamps) < seconds - EARLY
-
-    def count(self, stamps: np.ndarray, start: float, end: float) -> int:
-        """How many of these frames are shown from `start` to before `end`, in seconds."""
-        return int((self.before(stamps, end) & ~self.before(stamps, start)).sum())
 
     @property
     def frame(self) -> float:
@@ -68,9 +66,8 @@ class Index(NamedTuple):
 
     def warning(self, decoded: int) -> str | None:
         """That the file is cut off, where it is: to be told beside its captions."""
-        if self.promised and decoded < self.promised:
-            return f"cut off: {decoded} of {self.promised} frames could be decoded"
-        return None
+        is_cut = self.promised and decoded < self.promised
+        return f"cut off: {decoded} of {self.promised} frames could be decoded" if is_cut else None
 
 
 def read_index(path: Path | str) -> Index:
@@ -79,12 +76,12 @@ def read_index(path: Path | str) -> Index:
         packets = [(_stamp(p), p.is_keyframe, p.is_discard, p.is_corrupt) for p in _packets(container, stream)]
         if len(packets) > 1 and packets[-1][-1]:  # the file ends within this one
             packets.pop()
-        shown = [stamp for stamp, _, discard, _ in packets if not discard]
+        shown = [stamp for stamp, _, is_discard, _ in packets if not is_discard]
         if not shown:
             raise VideoError("it holds no frames")
         stamped = None not in shown
         stamps = np.sort(np.array(shown, np.int64)) if stamped else np.arange(len(shown))
-        keys = np.unique([stamp for stamp, key, *_ in packets if key and stamped]).astype(np.int64)
+        keys = np.unique([stamp for stamp, is_key, *_ in packets if is_key and stamped]).astype(np.int64)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         zero = (container.start_time or 0) / 1e6
         index = Index(stamps, keys, stamped, float(stream.time_base), zero, rate, _promised(path, container, stream))
@@ -103,8 +100,6 @@ def read_duration(path: Path | str) -> float:
 @contextlib.contextmanager
 def expected_errors() -> Iterator[None]:
     """What FFmpeg, the disk and the allocators answer, told as a VideoError."""
-    import av
-
     try:
         yield
     except MemoryError:
@@ -118,39 +113,27 @@ def expected_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     """A container, and the one of its video streams that FFmpeg takes."""
-    import av
-
     _check_file(path)
     name = os.path.abspath(os.fsdecode(path))
     with contextlib.ExitStack() as stack:
-        try:
-            name.encode()
-            source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
-        except UnicodeEncodeError:
-            source = stack.enter_context(open(os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb"))
+        source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
+        if re.search("[\ud800-\udfff]", name):  # bytes that are no UTF-8, which PyAV does not take
+            source = stack.enter_context(open(os.open(name, os.O_RDONLY), "rb"))
         try:
             container = stack.enter_context(av.open(source))
         except av.FFmpegError as error:
-            if not isinstance(error, MemoryError) and _is_text(name):
-                raise VideoError("it is a text file, not a video") from None
-            raise
+            if isinstance(error, MemoryError) or set(_head(path)[:512]) & NO_TEXT:
+                raise
+            raise VideoError("it is a text file, not a video") from None
         stream = _choose_stream(container)
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            raise VideoError(f"a frame of {width}x{height} is too large")
         stream.codec_context.thread_count = 1  # processes run side by side
         yield container, stream
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is an address on a network, and not that of a file which is called like one."""
-    return re.match(r"[a-zA-Z][\w+.-]+://", name) is not None and not os.path.exists(name)
 
 
 def _check_file(path: Path | str) -> None:
     """Raises: VideoError for what is no file that could hold a video."""
     if not os.path.exists(path):
-        if is_url(os.fsdecode(path)):
+        if re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path)):  # made absolute, it may be, too
             raise VideoError("it is a URL: download the file, and name that")
         raise VideoError("there is no such file")
     if os.path.isdir(path):
@@ -161,19 +144,8 @@ def _check_file(path: Path | str) -> None:
         raise VideoError("the file is empty")
 
 
-def _is_text(path: Path | str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(512)
-    try:
-        return head[:508].decode(errors="strict").isprintable() or not set(head) & NO_TEXT
-    except UnicodeDecodeError:
-        return False
-
-
 def _choose_stream(container: Any) -> Any:
     """As the ffmpeg command: the most pixels, with a bonus for the default one. A cover picture is no video."""
-    import av
-
     kind, flags = container.format.name, av.stream.Disposition
     if kind == "tty":
         raise VideoError("it is a text file, not a video")
@@ -193,27 +165,20 @@ def _choose_stream(container: Any) -> Any:
 def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterator[tuple[int, Any]]:
     """Stamps and frames in the order they are shown, from the last key frame at or before the stamp `first` on.
 
-    Frames that follow a key frame in an open group of pictures are right from that key frame on; where a decoder needs
-    more of a run-up, so that `first` itself is missing, it is given the key frame before.
+    Where a decoder needs more of a run-up, so that `first` itself is missing, it is given the key frame before.
     """
     keys = index.keys[index.keys <= first][:0:-1][:2].tolist() if first is not None else []
     for key in (*keys, None):
         with _open(path) as (container, stream):
-            packets = _packets(container, stream) if key is None else _packets_from(container, stream, key)
-            if packets is None:  # seeking does not work in this file
-                continue
-            frames = _frames(stream, packets, index.stamped)
+            frames = _frames(stream, _packets(container, stream, key), index.stamped)
             stamp, frame = next(frames, (None, None))
-            if key is None or (frame is not None and stamp <= first) or (len(keys) == 2 and key == keys[1]):
-                if frame is not None:
-                    yield stamp, frame
-                    yield from frames
+            if frame is not None and (key is None or stamp <= first):
+                yield stamp, frame
+                yield from frames
                 return
 
 
 def _frames(stream: Any, packets: Iterator[Any], stamped: bool) -> Iterator[tuple[int, Any]]:
-    import av
-
     number = 0
     for packet in itertools.chain(packets, [None]):  # None: the decoder gives what it kept back
         try:
@@ -233,30 +198,17 @@ def _stamp(timed: Any) -> int | None:
     return timed.dts if timed.pts is None else timed.pts
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream, up to the end of what can be read."""
-    import av
-
+def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[Any]:
+    """The packets of a stream, from a key frame at or before the stamp `key` on, up to the end of what can be read."""
+    begun = key is None
     with contextlib.suppress(av.FFmpegError):  # FFmpeg takes it for the end of the file
+        if not begun:
+            container.seek(key - int(SEEK_EARLY / stream.time_base), stream=stream)
         for packet in container.demux(stream):
-            if packet.size:
+            stamp = _stamp(packet)
+            begun = begun or (packet.is_keyframe and stamp is not None and stamp <= key)
+            if packet.size and begun:
                 yield packet
-
-
-def _packets_from(container: Any, stream: Any, key: int) -> Iterator[Any] | None:
-    """Packets from the key frame with the stamp `key`, or one before it; None where seeking only finds later ones."""
-    import av
-
-    for seconds in (0, 1, 10):  # by what some formats land too late
-        try:
-            container.seek(key - int(seconds / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            continue
-        packets = _packets(container, stream)
-        packet = next((packet for packet in packets if packet.is_keyframe), None)
-        if packet is not None and _stamp(packet) is not None and _stamp(packet) <= key:
-            return itertools.chain([packet], packets)
-    return None
 
 
 def rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
@@ -273,6 +225,38 @@ def _promised(path: Path | str, container: Any, stream: Any) -> int | None:
     if "mp4" in container.format.name:
         entries = [entry for entry in stream.index_entries if not entry.is_discard]
         return len(entries) if entries and max(entry.pos + entry.size for entry in entries) > size else None
-    if "webm" in container.format.name and webm.is_cut(path) and container.duration and stream.average_rate:
-        return round(container.duration / 1e6 * stream.average_rate)
-    return None
+    is_cut = "webm" in container.format.name and _segment_end(_head(path)) > size
+    told = is_cut and container.duration and stream.average_rate
+    return round(container.duration / 1e6 * stream.average_rate) if told else None
+
+
+# ---- what the first bytes of a WebM file (EBML, RFC 8794, and Matroska, RFC 9559) tell, in microseconds ----
+
+
+def is_plain_webm(path: Path | str) -> bool:
+    """Whether a file is a whole WebM of known length with one video track, VP9 of 8 bits, that is not turned.
+
+    Something-Something V2's clips are; decord 0.6.0 decodes these exactly. Everything else is PyAV's.
+    Raises: VideoError where there is no such file.
+    """
+    _check_file(path)
+    head = _head(path)
+    if b"webm" not in head[:64] or CODEC.findall(head) != [b"V_VP9"] or DURATION not in head:
+        return False
+    return 0 < _segment_end(head) <= os.path.getsize(path) and PROJECTION not in head and TEN_BITS not in head
+
+
+def _head(path: Path | str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def _segment_end(head: bytes) -> int:
+    """Where the file's one segment ends, in bytes; 0 where it does not say (a live stream) or is no Matroska."""
+    at = head.find(SEGMENT) + len(SEGMENT)
+    if SEGMENT not in head or at == len(head):
+        return 0
+    length = 9 - head[at].bit_length()
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(head[at : at + length], "big") & unknown
+    return 0 if size == unknown else at + length + size

@@ -1,5 +1,6 @@
 """The user's own videos: where they are, and what their copies are called."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,18 +22,14 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in named:
-        if path.is_file():
-            inside = [path]
-        elif path.is_dir():
-            inside = list(_videos_in(path, folder))
-            if not inside:
-                raise UserError(f"--video {path}: there is no video in this folder; name the files themselves")
-        elif re.match(r"[A-Za-z][\w+.-]+:/", str(path)) and not path.exists():
-            address = str(path).replace(":/", "://", 1)  # pathlib takes double slashes for one
-            raise UserError(f"--video {address}: this is a URL: download the video first and give the file")
-        else:
-            what = "this is neither a file nor a folder" if path.exists() else "there is no such file or folder"
-            raise UserError(f"--video {path}: {what}")
+        if not path.exists():
+            url = re.match(r"([A-Za-z][\w+.-]+):/(.+)", str(path))  # pathlib takes double slashes for one
+            if url is None:
+                raise UserError(f"--video {path}: there is no such file or folder")
+            raise UserError(f"--video {url[1]}://{url[2]}: this is a URL: download the video first and give the file")
+        inside = list(_videos_in(path, folder)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"--video {path}: there is no video in this folder; name the files themselves")
         for video in inside:
             found.setdefault(video.resolve(), video)
     return list(found.values())
@@ -40,16 +37,12 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
 
 def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
     asked_for = path.resolve().is_relative_to(folder.resolve())
+    suffixes = SUFFIXES - {".gif"} if asked_for else SUFFIXES  # the GIFs in `folder` are infer.py's
     for place, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if Path(place).resolve() == folder.resolve() and not asked_for:
-            folders.clear()
-            continue
-        suffixes = SUFFIXES - {".gif"} if asked_for else SUFFIXES  # the GIFs in `folder` are infer.py's
-        for name in sorted(names):
-            video = Path(place, name)
-            if video.suffix.lower() in suffixes and not name.startswith(".") and video.is_file():
-                yield video
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if asked_for or Path(place, name).resolve() != folder.resolve()]
+        videos = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+        yield from (video for video in videos if video.suffix.lower() in suffixes and video.is_file())
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
@@ -58,19 +51,15 @@ def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
     What is written for a video is named by its stem (.webm, .json, .srt, .gif), so stems differ, whatever their case.
     A video that lies in `folder` already keeps its name, so that no copy is written over it.
     """
-
-    def stays(path: Path) -> bool:
-        return path.name == _safe_name(path) and path.resolve().parent == folder.resolve()
-
+    safe = {path: Path(_safe_name(path)) for path in paths}
+    stay = [path for path in paths if path.name == safe[path].name and path.resolve().parent == folder.resolve()]
     taken, names = set(RESERVED), {}
-    for path in sorted(paths, key=lambda path: not stays(path)):
-        name, number = Path(_safe_name(path)), 1
-        stem = name.stem
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{name.stem}-{number}"
-        taken.add(stem.casefold())
-        names[path] = stem + name.suffix
+    for path in dict.fromkeys([*stay, *paths]):
+        stem = safe[path].stem
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        free = next(name for name in itertools.chain([stem], numbered) if name.casefold() not in taken)
+        taken.add(free.casefold())
+        names[path] = free + safe[path].suffix
     return [names[path] for path in paths]
 
 

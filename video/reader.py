@@ -1,14 +1,15 @@
 """Any video file to the frames that a player shows: sampled uniformly and resized to squares for the encoder.
 
-One sampler and one transform, used by preprocessing, by inference and to train the sample's encoder. Whole clips of
-VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every window, by PyAV.
+Whole clips of VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every
+window, by PyAV.
 
 Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N frames of a file.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from video import container, webm
+from video import container
 from video.container import MAX_PIXELS, Index, VideoError, read_index
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as V-JEPA 2 was trained with
 MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
-RESIZED_AT_ONCE = 64 << 20  # bytes of decoded frames that wait to be resized
+RESIZED_AT_ONCE = 4  # frames: one by one takes longer, all at once more memory
 
 
 class VideoInfo(NamedTuple):
@@ -60,9 +61,8 @@ class Transform:
         height, width = frames.shape[-2:]
         if max(height, width) > MAX_STRETCH * min(height, width):
             raise VideoError(f"a frame of {width}x{height} is too long and thin to crop")
-        edge = int(self.size * 256 / 224)
-        short, long = min(height, width), int(edge * max(height, width) / min(height, width))
-        frames = _resize(frames, edge, long) if short == height else _resize(frames, long, edge)
+        edge, short = int(self.size * 256 / 224), min(height, width)
+        frames = _resize(frames, edge * height // short, edge * width // short)
         top, left = ((length - self.size) // 2 for length in frames.shape[-2:])
         return frames[..., top : top + self.size, left : left + self.size].contiguous()
 
@@ -85,9 +85,8 @@ def choose_frames(times: np.ndarray, spans: Sequence[tuple[float, float]], count
     for start, end in spans:
         first, after = np.searchsorted(times, (start - container.EARLY, end - container.EARLY)).tolist()
         if after <= first:
-            first = max(0, min(first, len(times)) - 1)
-            after = first + 1
-        chosen.append(first + frame_indices(after - first, count))
+            first = max(0, first - 1)
+        chosen.append(first + frame_indices(max(1, after - first), count))
     return chosen
 
 
@@ -100,21 +99,30 @@ def read_frames(path: Path | str, count: int, start: float | None = None, end: f
     Seconds count from the start of the file. Raises: VideoError for anything that cannot be decoded.
     """
     if start is None and end is None:
-        return _read_whole(path, count, None)[0]
+        return read_clip(path, count, None)[0].numpy()
     span = (start or 0.0, np.inf if end is None else end)
-    (frames,) = read_spans(path, read_index(path), [span], count, None)
+    (frames,), _ = read_spans(path, read_index(path), [span], count, None)
     if frames is None:
         raise VideoError("no frame of this part could be decoded")
-    return frames
+    return frames.numpy()
 
 
-def read_clip(path: Path | str, count: int, transform: Transform) -> tuple[Tensor, str | None]:
-    """`read_frames` of a whole video and `transform` in one, in bounded memory: uint8 (count, 3, S, S), and a warning.
+def read_clip(path: Path | str, count: int, transform: Transform | None) -> tuple[Tensor, str | None]:
+    """`count` frames sampled over a whole video, by their numbers, transformed: uint8 (count, 3, S, S), and a warning.
 
-    The warning tells that the file is cut off, or is None. Raises: VideoError.
+    Without a transform (count, H, W, 3). The warning tells that the file is cut off, or is None. What decord refuses,
+    PyAV reads. Raises: VideoError.
     """
-    frames, warning = _read_whole(path, count, transform)
-    return torch.as_tensor(frames), warning
+    with container.expected_errors():
+        frames = _read_by_decord(path, count, transform) if container.is_plain_webm(path) else None
+    if frames is not None:
+        return frames, None
+    index = read_index(path)
+    numbered = index._replace(stamps=np.arange(len(index.stamps)), keys=index.keys[:0], stamped=False)
+    (frames,), decoded = read_spans(path, numbered, [(-np.inf, np.inf)], count, transform)
+    if frames is None:
+        raise VideoError("none of its frames can be decoded")
+    return frames, index.warning(decoded)
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -129,38 +137,14 @@ def probe(path: Path | str) -> VideoInfo:
     return VideoInfo(frames, 1 / index.frame, index.end, width, height)
 
 
-def _read_whole(path: Path | str, count: int, transform: Transform | None) -> tuple[np.ndarray | Tensor, str | None]:
-    """Frames sampled by their numbers, and a warning. What decord refuses, PyAV reads."""
-    with container.expected_errors():
-        frames = _read_by_decord(path, count, transform) if webm.is_plain(path) else None
-    if frames is not None:
-        return frames, None
-    index = read_index(path)
-    numbered = index._replace(stamps=np.arange(len(index.stamps)), keys=index.keys[:0], stamped=False)
-    (frames,), decoded = _read_spans(path, numbered, [(-np.inf, np.inf)], count, transform)
-    if frames is None:
-        raise VideoError("none of its frames can be decoded")
-    return frames, index.warning(decoded)
-
-
 def read_spans(
     path: Path | str, index: Index, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
-) -> list[Any]:
-    """`count` frames of each span [start, end) in seconds, ascending; None for a span of which nothing decodes.
+) -> tuple[list[Tensor | None], int]:
+    """`count` frames of each ascending span [start, end) in seconds, and how many frames were decoded on the way.
 
-    uint8 Tensor (count, 3, S, S) with a transform, else array (count, H, W, 3). Frames that do not decode are as if
-    they were not in the file. Raises: VideoError.
-    """
-    return _read_spans(path, index, spans, count, transform)[0]
-
-
-def _read_spans(
-    path: Path | str, index: Index, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
-) -> tuple[list[Any], int]:
-    """`read_spans`, and how many frames were decoded.
-
-    The index is taken for true at first. Packets need not decode (a stream cut between key frames, a file cut off), or
-    a packet may hold more than one frame: then it is all done once more, with the frames that there are.
+    uint8 (count, 3, S, S), without a transform (count, H, W, 3); None for a span of which nothing decodes. Where the
+    index is wrong (packets that do not decode, or hold several frames), it is all done once more with the frames that
+    there are. Raises: VideoError.
     """
     stamps, after = index.stamps, spans[-1][1]
     for _ in range(3):
@@ -174,57 +158,48 @@ def _read_spans(
         stamps = seen
     else:
         raise VideoError("it decodes to other frames each time")
-    found = []
-    for (start, end), frames in zip(spans, chosen, strict=True):
-        lost = index.count(index.stamps, start, end) and not index.count(seen, start, end)
-        found.append(None if lost else store.take(frames))
+    found: list[Tensor | None] = []
+    for span, frames in zip(spans, chosen, strict=True):
+        told, left = (index.before(each, span[1]) & ~index.before(each, span[0]) for each in (index.stamps, seen))
+        found.append(None if told.any() and not left.any() else _stack(store, frames))
     return found, len(seen)
 
 
 def _decode(
     path: Path | str, index: Index, wanted: np.ndarray, after: float, transform: Transform | None
-) -> tuple["_Store", np.ndarray]:
+) -> tuple[dict[int, Tensor], np.ndarray]:
     """The frames of stamps `wanted`, and the stamps of all frames decoded on the way, before `after` seconds."""
-    store, seen, size, found = _Store(transform), [], None, set(wanted.tolist())
-    with container.expected_errors(), contextlib.closing(container.decoded(path, index, wanted[0])) as frames:
+    seen, found = [], set(wanted.tolist())
+
+    def pictures() -> Iterator[tuple[int, np.ndarray]]:
+        size = None
         for stamp, frame in frames:
             if stamp > wanted[-1] and not index.before(stamp, after):
-                break
+                return
             seen.append(stamp)
             size = size or (frame.width, frame.height)
             if stamp in found:
-                store.add(stamp, container.rgb(frame, size))
+                yield stamp, container.rgb(frame, size)
+
+    with container.expected_errors(), contextlib.closing(container.decoded(path, index, wanted[0])) as frames:
+        store = _transformed(pictures(), transform)
     return store, np.sort(np.array(seen, dtype=np.int64))
 
 
-class _Store:
-    """Frames by their stamps, resized several at a time: one by one takes longer, all at once more memory."""
-
-    def __init__(self, transform: Transform | None) -> None:
-        self.transform, self.waiting, self.done = transform, {}, {}
-
-    def add(self, stamp: int, frame: np.ndarray) -> None:
-        self.waiting[stamp] = frame
-        if self.transform and len(self.waiting) * frame.nbytes >= RESIZED_AT_ONCE:
-            self._resize()
-
-    def take(self, stamps: np.ndarray) -> np.ndarray | Tensor:
-        if not self.transform:
-            return np.stack([self.waiting[stamp] for stamp in stamps.tolist()])
-        self._resize()
-        return torch.stack([self.done[stamp] for stamp in stamps.tolist()])
-
-    def _resize(self) -> None:
-        if self.waiting:
-            squares = self.transform.apply(np.stack(list(self.waiting.values())))
-            self.done.update(zip(self.waiting, squares, strict=True))
-            self.waiting = {}
+def _transformed(pictures: Iterable[tuple[int, np.ndarray]], transform: Transform | None) -> dict[int, Tensor]:
+    """Frames (H, W, 3) by their stamps, transformed."""
+    pictures, store = iter(pictures), {}
+    while part := dict(itertools.islice(pictures, RESIZED_AT_ONCE)):
+        frames = torch.from_numpy(np.stack(list(part.values())))  # (T, H, W, 3)
+        store.update(zip(part, transform.apply(frames) if transform else frames, strict=True))
+    return store
 
 
-# ---- decord ----
+def _stack(store: dict[int, Tensor], stamps: np.ndarray) -> Tensor:
+    return torch.stack([store[stamp] for stamp in stamps.tolist()])
 
 
-def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -> np.ndarray | Tensor | None:
+def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -> Tensor | None:
     """Frames sampled over a whole clip; None where decord refuses it.
 
     In order, up to the last one: decord's own random access gives wrong frames. One thread: with more, decord 0.6.0
@@ -234,18 +209,21 @@ def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -
 
     logging.set_level(logging.QUIET)
     os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a damaged file
-    store, shape = _Store(transform), None
     try:
         reader = VideoReader(os.fsdecode(path), num_threads=1)
         chosen = frame_indices(len(reader), count)
-        wanted = set(chosen.tolist())
-        for number in range(chosen[-1] + 1):
-            frame = reader.next()
-            shape = shape or frame.shape
-            if frame.shape != shape or shape[0] * shape[1] > MAX_PIXELS:
-                return None
-            if number in wanted:
-                store.add(number, frame.asnumpy())
+        return _stack(_transformed(_decord_frames(reader, set(chosen.tolist())), transform), chosen)
     except (DECORDError, RuntimeError, AssertionError, StopIteration):  # these are how it refuses
         return None
-    return store.take(chosen)
+
+
+def _decord_frames(reader: Any, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Raises: RuntimeError where the frames differ in size or are too large."""
+    shape = None
+    for number in range(max(wanted) + 1):
+        frame = reader.next()
+        shape = shape or frame.shape
+        if frame.shape != shape or shape[0] * shape[1] > MAX_PIXELS:
+            raise RuntimeError("PyAV resizes such frames, or refuses them")
+        if number in wanted:
+            yield number, frame.asnumpy()

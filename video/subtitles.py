@@ -4,6 +4,7 @@ A window is what the captioner sees; a segment is what the viewer reads. Windows
 Times are seconds from the start of the video.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -43,29 +44,24 @@ def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None
 
 def srt(parts: Sequence[Segment]) -> str:
     """SubRip text. The format has no escapes: an arrow in a caption, which ends it in some players, is shortened."""
-
-    def cue(number: int, part: Segment) -> str:
-        caption = re.sub(r"-{2,}>", "->", _one_line(part.caption))
-        return f"{number}\n{_clock(part.start, ',')} --> {_clock(part.end, ',')}\n{caption}\n"
-
-    return "\n".join(cue(number, part) for number, part in enumerate(parts, start=1))
+    cues = [_cue(part, ",", re.sub(r"-{2,}>", "->", _one_line(part.caption))) for part in parts]
+    return "\n".join(f"{number}\n{cue}" for number, cue in enumerate(cues, start=1))
 
 
 def vtt(parts: Sequence[Segment]) -> str:
     """WebVTT text (W3C): `&`, `<` and `>` are escaped, so that no caption can hold a tag or an arrow."""
+    cues = [_cue(part, ".", html.escape(_one_line(part.caption), quote=False)) for part in parts]
+    return "\n".join(["WEBVTT\n", *cues])
 
-    def cue(part: Segment) -> str:
-        caption = _one_line(part.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return f"\n{_clock(part.start, '.')} --> {_clock(part.end, '.')}\n{caption}\n"
 
-    return "WEBVTT\n" + "".join(cue(part) for part in parts)
+def _cue(part: Segment, point: str, caption: str) -> str:
+    return f"{_clock(part.start, point)} --> {_clock(part.end, point)}\n{caption}\n"
 
 
 def _clock(seconds: float, point: str) -> str:
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
 
 
 def _one_line(text: str) -> str:

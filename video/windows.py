@@ -1,7 +1,6 @@
 """Windows of long videos: which there are, and their frames, decoded in runs of consecutive windows.
 
-Opening a long file and seeking in it costs more than decoding a window: a worker's task is a run of windows. Between
-two tasks nothing is kept but the file's index, so the memory does not grow with the video.
+Opening a long file and seeking in it costs more than decoding a window: a worker's task is a run of windows.
 
 Letters: T frames, S pixels as the encoder sees them.
 """
@@ -9,43 +8,36 @@ Letters: T frames, S pixels as the encoder sees them.
 import contextlib
 import ctypes
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from runtime.files import UserError
 from video.container import Index, read_index
 from video.reader import Transform, read_spans
-from video.workers import Decoded, Failure, Task, Workers, absolute
+from video.workers import Decoded, Failure, Task, Workers
 
 MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
 MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
 RUN_SECONDS = 60.0  # of video that a task decodes, beside the way from the key frame before
 RUN_BYTES = 48 << 20  # of frames that a task returns
-EARLY = 1e-6  # a duration of 3 windows may come as 2.9999999 of them
 
 Span = tuple[float, float]  # [start, end) in seconds
 
 
 def check_window(window: float, stride: float) -> None:
     """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
-    if not (math.isfinite(window) and window >= MIN_STRIDE):
-        raise UserError(f"--window {window:g}: the length of a window is a number of seconds, {MIN_STRIDE:g} or more")
-    if not (math.isfinite(stride) and stride >= MIN_STRIDE):
-        raise UserError(f"--stride {stride:g}: the step between windows is a number of seconds, {MIN_STRIDE:g} or more")
+    for flag, seconds in (("--window", window), ("--stride", stride)):
+        if not MIN_STRIDE <= seconds < math.inf:
+            raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
     if stride > window:
-        raise UserError(
-            f"--stride {stride:g} is longer than --window {window:g}: what lies between two windows would never be "
-            "seen; take a stride of at most the window"
-        )
+        raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
     if stride * MAX_OVERLAP < window:
-        raise UserError(
-            f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; take a stride of "
-            f"{window / MAX_OVERLAP:g} s or more"
-        )
+        least = f"take a stride of {window / MAX_OVERLAP:g} s or more"
+        raise UserError(f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; {least}")
 
 
 def windows(duration: float, window: float, stride: float) -> list[Span]:
@@ -55,12 +47,8 @@ def windows(duration: float, window: float, stride: float) -> list[Span]:
     A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
     """
     check_window(window, stride)
-    if duration <= window:
-        return [(0.0, duration)]
-    full = 1 + math.floor((duration - window) / stride + EARLY)
-    spans = [(i * stride, min(i * stride + window, duration)) for i in range(full)]
-    if duration - spans[-1][1] >= stride / 2:
-        return [*spans, (full * stride, duration)]
+    count = max(1, 1 + math.floor((duration - window) / stride + 0.5))
+    spans = [(i * stride, min(i * stride + window, duration)) for i in range(count)]
     return [*spans[:-1], (spans[-1][0], duration)]
 
 
@@ -80,41 +68,30 @@ def read_windows(
     each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
 
     def tasks() -> Iterator[Task]:
-        located = ((key, absolute(path)) for key, path in paths)
+        located = ((key, os.path.abspath(path)) for key, path in paths)  # workers may be elsewhere
         for (key, path), index in workers.run(Task(item, read_index, (item[1],)) for item in located):
             if isinstance(index, Failure):
-                yield Task((key, 0, [], 1), Failure, index)  # in its turn
+                yield Task((key, 0, [(None, None)], 1), Failure, index)  # in its turn
                 continue
             spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
             for first in range(0, len(spans), each):
                 part = spans[first : first + each]
-                arguments = (path, _near(index, part), part, frames, transform)
+                arguments = (path, index, part, frames, transform)
                 yield Task((key, first, part, len(spans)), read_run, arguments, units=len(part))
 
     for (key, first, part, total), result in workers.run(tasks()):
-        if not part:
-            yield Decoded(key, None, result.reason)
-            continue
-        squares, error, warning = (None, result.reason, None) if isinstance(result, Failure) else result
-        for number, (start, end) in enumerate(part):
-            frames_or_none = None if squares is None else squares[number]
-            failed = error or ("no frame of this window could be decoded" if frames_or_none is None else None)
-            yield Decoded(key, frames_or_none, failed, warning, start, end, first + number, total)
+        failed = isinstance(result, Failure)
+        squares, warning = ([None] * len(part), None) if failed else result
+        error = result.reason if failed else "no frame of this window could be decoded"
+        for number, ((start, end), clip) in enumerate(zip(part, squares, strict=True), first):
+            yield Decoded(key, clip, error if clip is None else None, warning, start, end, number, total)
 
 
 def read_run(
     path: str, index: Index, spans: Sequence[Span], frames: int, transform: Transform
-) -> tuple[list[Tensor | None], None, str | None]:
-    """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; no error; a warning."""
-    found = read_spans(path, index, spans, frames, transform)
+) -> tuple[list[Tensor | None], str | None]:
+    """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; and a warning."""
+    found, _ = read_spans(path, index, spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
-    return found, None, index.warning(len(index.stamps) if index.total is None else index.total)
-
-
-def _near(index: Index, spans: Sequence[Span]) -> Index:
-    """The part of an index that a run of windows needs: a whole film's is large to send with each task."""
-    times = index.seconds(index.stamps)
-    first, after = np.searchsorted(times, (spans[0][0], spans[-1][1])).tolist()
-    stamps = index.stamps[max(0, first - 1) : after + 1]
-    return index._replace(stamps=stamps, keys=index.keys[index.keys <= stamps[0]][-3:], total=len(index.stamps))
+    return found, index.warning(len(index.stamps))

@@ -1,9 +1,10 @@
 """Many videos in worker processes, each with a time limit: one that hangs or crashes its decoder costs its own clip.
 
-Letters: B clips, T frames, S pixels as the encoder sees them.
+Letters: T frames, S pixels as the encoder sees them.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import threading
@@ -19,7 +20,7 @@ import torch.multiprocessing  # noqa: F401  tensors that a worker returns travel
 from torch import Tensor
 
 from video import reader
-from video.container import NO_MEMORY, VideoError, is_url
+from video.container import NO_MEMORY, VideoError
 
 AHEAD = 16  # clips that are begun or finished and not yet taken, or two for each worker: they bound the memory
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
@@ -49,10 +50,10 @@ class Decoded(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A function of the module's top level for a worker to call."""
+    """A call for a worker to make."""
 
     key: Any
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # of a module's top level
     arguments: tuple
     units: int = 1  # how many time limits it may take
 
@@ -67,7 +68,7 @@ class Workers:
     def __enter__(self) -> "Workers":
         """Start them."""
         if self.count:
-            self._pool = pebble.ProcessPool(self.count, initializer=_begin, context=_context())
+            self._pool = pebble.ProcessPool(self.count, initializer=_prepare, context=_context())
             self._pool.schedule(os.getpid)  # pebble starts its processes with the first task
         return self
 
@@ -85,36 +86,32 @@ class Workers:
         if self._pool is None:
             yield from ((task.key, _attempt(task.function, *task.arguments)) for task in tasks)
             return
-        waiting: deque[tuple[Task, Future]] = deque()
         tasks = iter(tasks)
-        while True:
-            while len(waiting) < max(ahead, 2 * self.count) and (task := next(tasks, None)) is not None:
-                limit = self.timeout * task.units
-                arguments = (task.function, *task.arguments)
-                waiting.append((task, self._pool.schedule(_attempt, args=arguments, timeout=limit)))
-            if not waiting:
-                return
-            task, future = waiting.popleft()
-            yield task.key, self._result(task, future)
+        waiting = deque(self._begin(task) for task in itertools.islice(tasks, max(ahead, 2 * self.count)))
+        while waiting:
+            key, limit, future = waiting.popleft()
+            try:
+                result = future.result()
+            except TimeoutError:
+                result = Failure(f"decoding took longer than {limit:g} s")
+            except pebble.ProcessExpired:
+                result = Failure("decoding it ended the worker process")
+            yield key, result
+            waiting.extend(self._begin(task) for task in itertools.islice(tasks, 1))
 
-    def _result(self, task: Task, future: Future) -> Any:
-        try:
-            return future.result()
-        except TimeoutError:
-            return Failure(f"decoding took longer than {self.timeout * task.units:g} s")
-        except pebble.ProcessExpired:
-            return Failure("decoding it ended the worker process")
+    def _begin(self, task: Task) -> tuple[Any, float, Future]:
+        limit = self.timeout * task.units
+        return task.key, limit, self._pool.schedule(_attempt, args=(task.function, *task.arguments), timeout=limit)
 
     def read_clips(
         self, paths: Iterable[tuple[Any, Path | str]], transform: reader.Transform, frames: int
     ) -> Iterator[Decoded]:
         """Whole clips, each (key, path), as `reader.read_clip` reads them, in the order asked for."""
-        tasks = (Task(key, reader.read_clip, (absolute(path), frames, transform)) for key, path in paths)
+        located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
+        tasks = (Task(key, reader.read_clip, (path, frames, transform)) for key, path in located)
         for key, result in self.run(tasks, AHEAD):
-            if isinstance(result, Failure):
-                yield Decoded(key, None, result.reason)
-            else:
-                yield Decoded(key, result[0], warning=result[1])
+            failed = isinstance(result, Failure)
+            yield Decoded(key, None, result.reason) if failed else Decoded(key, result[0], warning=result[1])
 
 
 def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
@@ -129,22 +126,16 @@ def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
         yield batch
 
 
-def absolute(path: Path | str) -> str:
-    """As a worker finds it, whose working directory need not be ours."""
-    name = os.fsdecode(path)
-    return name if is_url(name) else os.path.abspath(name)
-
-
 def _context() -> multiprocessing.context.BaseContext:
     """Workers fork from a clean process that has imported what they need, where the system can; else they spawn."""
-    if not hasattr(os, "fork") or "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["video.workers", "av", "decord", "transformers"])
+    with_forks = hasattr(os, "fork") and "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if with_forks else "spawn")
+    if with_forks:
+        context.set_forkserver_preload(["video.workers", "decord", "transformers"])
     return context
 
 
-def _begin() -> None:
+def _prepare() -> None:
     """In a worker, before its first task."""
     torch.set_num_threads(1)  # workers run side by side
     threading.Thread(target=_end_with_parent, daemon=True).start()
