@@ -270,7 +270,8 @@ def set_up(args: argparse.Namespace, context: DistributedContext) -> Run:
         prepare_folders(run, saved)
     clips = zlib.crc32(repr([[record["id"] for record in records[split]] for split in records]).encode())
     context.check_equal([clips, run.epoch, run.step, run.total], "clips and checkpoint")
-    context.broadcast(parameter.data for parameter in parameters)  # processors of another make draw other initial weights
+    # Processors of another make draw other initial weights.
+    context.broadcast(parameter.data for parameter in parameters)
     return run
 
 

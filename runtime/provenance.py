@@ -20,7 +20,8 @@ def _commit() -> str | None:
         ask = {"cwd": HERE, "capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
         # Results and data are made by the code; whether they changed says nothing of it.
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "*.py", "*.j2"], **ask).stdout.strip()
+        code = ("*.py", "*.j2", "evaluation/*")
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", *code], **ask).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or a copy without its history
     return commit + ("+" if changed else "")
