@@ -4,7 +4,6 @@ Worker processes decode, this process encodes, threads write. Interrupt it at an
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -87,13 +86,13 @@ def preprocess(args: argparse.Namespace, context: DistributedContext, workers: W
         with Interrupts(at_once=True):  # every file is whole or not there at any moment
             encode_clips(context, clips, failures, encoder, config, layout, args.batch_size, workers)
     except Interrupted as interrupted:
-        write_failures(failures | missing, splits, layout, config)
+        write_failures(failures | missing, splits, layout)
         context.print_main(f"{interrupted}: what is encoded is kept; the same command goes on from there")
         return interrupted.code
     for others in context.gather(failures):
         failures |= others
     if context.is_main:
-        write_failures(failures | missing, splits, layout, config)
+        write_failures(failures | missing, splits, layout)
         summarize(len(clips), failures, layout)
     context.close()
     if missing and context.is_main:
@@ -172,7 +171,8 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
         + f"; {size:,} bytes a clip, {human(size * len(clips))} to write, {human(size * total)} in all",
         flush=True,
     )
-    free = shutil.disk_usage(existing(layout.features)).free
+    disk = next(place for place in (layout.features, *layout.features.absolute().parents) if place.exists())
+    free = shutil.disk_usage(disk).free
     if free < len(clips) * math.ceil(size / 4096) * 4096:  # disks give out whole blocks
         raise UserError(
             f"the disk of {layout.features} has {human(free)} free, the features need {human(size * len(clips))}; free "
@@ -186,37 +186,16 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
     return clips, missing
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return folder if folder.exists() else existing(folder.absolute().parent)
-
-
 def human(count: int) -> str:
-    """Bytes as people say them: 8.39 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    """Bytes as people say them: 8.39MB."""
+    return tqdm.format_sizeof(count, "B")
 
 
-def write_failures(
-    failures: Failures, splits: dict[str, list[str]], layout: dataset.Layout, config: CacheConfig
-) -> None:
-    """features/<split>/failures.jsonl, in the labels' order; none where nothing failed.
-
-    What another run wrote there stays, for clips that are still not cached and were not this run's.
-    """
+def write_failures(failures: Failures, splits: dict[str, list[str]], layout: dataset.Layout) -> None:
+    """features/<split>/failures.jsonl, in the labels' order; none where nothing failed."""
     for split, ids in splits.items():
-        folder = layout.feature_folder(split)
-        path = folder / "failures.jsonl"
-        reasons = {clip_id: reason for (of, clip_id), reason in failures.items() if of == split}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if not cache.is_cached(folder / f"{row['id']}.pt", config):
-                    reasons.setdefault(row["id"], row["reason"])
-        rows = [{"id": clip_id, "reason": reasons[clip_id]} for clip_id in ids if clip_id in reasons]
+        path = layout.feature_folder(split) / "failures.jsonl"
+        rows = [{"id": clip_id, "reason": failures[split, clip_id]} for clip_id in ids if (split, clip_id) in failures]
         if rows:
             files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         else:
