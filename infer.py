@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import dataset
 from evaluation import report, scores
+from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
@@ -25,8 +26,8 @@ from video import gif, subtitles
 from video import paths as videos
 from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
-from video.windows import check_window, read_windows
-from video.workers import Decoded, Workers
+from video.windows import check_window
+from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
 GIF_FPS = 12.0
@@ -37,51 +38,13 @@ SAVE_EVERY = 5.0  # seconds between two writings of results.json
 
 
 @dataclass
-class Clip:
-    """A video to caption and, as the run goes on, what came of it."""
+class Clip(VideoCaptions):
+    """A video to caption, what came of it, and where that goes."""
 
-    id: str  # the test set's, or the name of what is written for it
-    path: Path
+    id: str = ""  # the test set's, or the name of what is written for it
     references: list[str] = field(default_factory=list)
-    error: str | None = None  # why there is no caption at all
     name: str = ""  # of its files in the results' folder
-    decoded: list[Decoded] = field(default_factory=list)  # the clip or its windows, without their frames
-    captions: list[str | None] = field(default_factory=list)  # one for each of these
     shown: int = 0  # segments that are on the screen
-
-    @property
-    def is_windowed(self) -> bool:
-        """Whether it is captioned in windows."""
-        return bool(self.decoded) and self.decoded[0].start is not None
-
-    @property
-    def segments(self) -> list[subtitles.Segment]:
-        """The captions of a windowed video, merged."""
-        windows = [(part.start, part.end) for part in self.decoded]
-        return subtitles.segments(windows, self.captions) if self.is_windowed else []
-
-    @property
-    def prediction(self) -> str | None:
-        """The clip's caption; a windowed video has one where all its windows say the same."""
-        captions = [part.caption for part in self.segments] if self.is_windowed else self.captions
-        return captions[0] if len(captions) == 1 and not self.error else None
-
-    @property
-    def warning(self) -> str | None:
-        """What its captions leave out, such as the end of a file that is cut off."""
-        return next((part.warning for part in self.decoded if part.warning), None)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing more comes of it."""
-        return self.error is not None or bool(self.decoded and len(self.decoded) == self.decoded[-1].total)
-
-    def add(self, part: Decoded, caption: str | None) -> None:
-        """Note what became of the clip, or of its next window."""
-        self.decoded.append(part._replace(frames=None))
-        self.captions.append(caption)
-        if self.is_done and all(caption is None for caption in self.captions):
-            self.error = self.decoded[0].error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     folder = args.results / "inference"
     if args.video:
-        clips = [Clip("", path) for path in videos.find(args.video, folder)]
+        clips = [Clip(path) for path in videos.find(args.video, folder)]
     else:
         clips = choose_test_clips(args.data, args.num_samples, args.seed)
     for clip, name in zip(clips, videos.output_names([clip.path for clip in clips], folder), strict=True):
@@ -163,7 +126,7 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     for clip_id in ids[:count]:
         path = layout.video(clip_id) or layout.videos / f"{clip_id}.webm"
         error = None if path.is_file() else f"there is no video {path} (or .mp4)"
-        clips.append(Clip(clip_id, path, [answers[clip_id]] if clip_id in answers else [], error))
+        clips.append(Clip(path, error, id=clip_id, references=[answers[clip_id]] if clip_id in answers else []))
     if all(clip.error for clip in clips):
         raise UserError(f"{clips[0].error}, nor of the other test clips that were drawn; download SSv2's videos")
     return clips
@@ -184,18 +147,11 @@ def caption_clips(
     for clip in clips:
         if clip.error:
             tell(clip)
-    look = (captioner.encoder.transform, captioner.encoder.frames)
-    paths = [(clip, clip.path) for clip in clips if not clip.error]
-    if args.window:
-        decoded = read_windows(workers, paths, *look, args.window, args.stride)
-    else:
-        decoded = workers.read_clips(paths, *look)
-    settings = (args.batch_size, args.max_new_tokens, args.num_beams)
+    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
     with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
-        for part, caption in captioner.caption_decoded(decoded, *settings):
-            part.key.add(part, caption)
+        for clip in captioner.caption_files(clips, workers, args.window, args.stride, **settings):
             bar.update()
-            tell(part.key)
+            tell(clip)
             if time.monotonic() - results.saved > SAVE_EVERY:
                 results.save()
 

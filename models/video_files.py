@@ -4,6 +4,7 @@ Letters: B clips or windows, T frames, S pixels each way, N patch tokens a clip,
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,52 @@ import torch
 from torch import Tensor
 
 from features import cache
+
+
+@dataclass
+class VideoCaptions:
+    """A video file and, as captioning goes on, what came of it."""
+
+    path: Path
+    error: str | None = None  # why there is no caption at all
+    decoded: list[Any] = field(default_factory=list)  # video.workers.Decoded: the clip or its windows, no frames
+    captions: list[str | None] = field(default_factory=list)  # one for each of these
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether it is captioned in windows."""
+        return bool(self.decoded) and self.decoded[0].start is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.error is not None or bool(self.decoded and len(self.decoded) == self.decoded[-1].total)
+
+    @property
+    def segments(self) -> list[Any]:
+        """The captions of a windowed video, merged: video.subtitles.Segment."""
+        from video import subtitles
+
+        windows = [(part.start, part.end) for part in self.decoded]
+        return subtitles.segments(windows, self.captions) if self.is_windowed else []
+
+    @property
+    def prediction(self) -> str | None:
+        """The file's caption; a windowed video has one where all its windows say the same."""
+        captions = [part.caption for part in self.segments] if self.is_windowed else self.captions
+        return captions[0] if len(captions) == 1 and not self.error else None
+
+    @property
+    def warning(self) -> str | None:
+        """What its captions leave out, such as the end of a file that is cut off."""
+        return next((part.warning for part in self.decoded if part.warning), None)
+
+    def add(self, part: Any, caption: str | None) -> None:
+        """Note what became of the clip, or of its next window."""
+        self.decoded.append(part._replace(frames=None))
+        self.captions.append(caption)
+        if self.is_done and all(caption is None for caption in self.captions):
+            self.error = self.decoded[0].error
 
 
 class CaptionsFiles:
@@ -47,6 +94,31 @@ class CaptionsFiles:
             captions = iter(() if features is None else self.generate(features, max_new_tokens, num_beams))
             yield from [(clip, None if clip.frames is None else next(captions)) for clip in batch]
 
+    def caption_files(
+        self,
+        videos: Sequence[VideoCaptions],
+        workers: Any,
+        window: float | None = None,
+        stride: float | None = None,
+        **settings: int,
+    ) -> Iterator[VideoCaptions]:
+        """Decode in `workers` (video.workers.Workers) and caption, in order; a video comes with each part it got.
+
+        Seconds: `window`, `stride` (default: the window); without a window a file gets one caption. `settings` as
+        `caption_decoded`.
+        """
+        from video import windows
+
+        look = (self.encoder.transform, self.encoder.frames)
+        paths = [(video, video.path) for video in videos if not video.error]
+        if window is None:
+            decoded = workers.read_clips(paths, *look)
+        else:
+            decoded = windows.read_windows(workers, paths, *look, window, window if stride is None else stride)
+        for part, caption in self.caption_decoded(decoded, **settings):
+            part.key.add(part, caption)
+            yield part.key
+
     def caption(
         self,
         paths: str | Path | Sequence[str | Path],
@@ -65,31 +137,12 @@ class CaptionsFiles:
         Returns:
             For each file its caption (with `window` its subtitles.Segments), or a workers.Failure with the reason.
         """
-        from video import windows
-        from video.workers import Workers
+        from video.workers import Failure, Workers
 
-        paths = list(enumerate([paths] if isinstance(paths, str | Path) else paths))
-        look = (self.encoder.transform, self.encoder.frames)
-        found: list[list[Any]] = [[] for _ in paths]
-        if window is not None:
-            stride = window if stride is None else stride
-            windows.check_window(window, stride)
+        videos = [VideoCaptions(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
         with Workers(workers, timeout=60.0) as pool:
-            if window is None:
-                decoded = pool.read_clips(paths, *look)
-            else:
-                decoded = windows.read_windows(pool, paths, *look, window, stride)
-            for clip, text in self.caption_decoded(decoded, batch_size, max_new_tokens, num_beams):
-                found[clip.key].append((clip._replace(frames=None), text))
-        return [_of_one_file(parts, window is not None) for parts in found]
-
-
-def _of_one_file(parts: list[tuple[Any, str | None]], windowed: bool) -> Any:
-    """A file's caption, or its segments, or why it has none, from its clip, or its windows in order."""
-    from video.subtitles import segments
-    from video.workers import Failure
-
-    captions = [caption for _, caption in parts]
-    if all(caption is None for caption in captions):
-        return Failure(parts[0][0].error)
-    return segments([(clip.start, clip.end) for clip, _ in parts], captions) if windowed else captions[0]
+            for _ in self.caption_files(videos, pool, window, stride, **settings):
+                pass
+        found = [video.prediction if window is None else video.segments for video in videos]
+        return [Failure(video.error) if video.error else it for video, it in zip(videos, found, strict=True)]

@@ -65,6 +65,7 @@ def read_windows(
     Windows begin with the video's track, which need not be the start of the file. A file that fails as a whole gives
     one Decoded with the error and no times. Seconds: `window`, `stride`.
     """
+    check_window(window, stride)
     each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
 
     def tasks() -> Iterator[Task]:
