@@ -248,6 +248,8 @@ def validate(run: Run, epoch: int) -> dict[str, float]:
 def set_up(args: argparse.Namespace, context: DistributedContext) -> Run:
     """Everything that a run needs, checked before its first step. Raises: UserError for whatever does not fit."""
     layout = dataset.check_data(args.data)
+    if args.checkpoint.is_dir() and not args.eval_only:
+        raise UserError(f"--checkpoint {args.checkpoint} is a folder; give the file that is to be written")
     saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
     if args.eval_only and saved is None:
         raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
@@ -330,8 +332,6 @@ def prepare_folders(run: Run, saved: Checkpoint | None) -> None:
     files.check_writable(run.args.results)
     if run.args.eval_only:
         return
-    if run.args.checkpoint.is_dir():
-        raise UserError(f"--checkpoint {run.args.checkpoint} is a folder; give the file that is to be written")
     files.check_writable(run.args.checkpoint.parent)
     for path in (run.args.checkpoint, run.best):
         files.remove_unfinished(path)

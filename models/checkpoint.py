@@ -19,7 +19,6 @@ from features.cache import CacheConfig
 from models import language_model, pretrained
 from runtime import files
 from runtime.files import UserError
-from video.reader import MEAN, STD
 
 PREFIX = "qformer."
 PUBLISHED = {  # what the published code trained with, and does not say in its checkpoints
@@ -29,7 +28,16 @@ PUBLISHED = {  # what the published code trained with, and does not say in its c
     "caption_space": False,
     "qformer": {"num_heads": 4},  # the one size that leaves no trace in the weights
     "features": CacheConfig(
-        "facebook/vjepa2-vitl-fpc64-256", 32, 256, False, MEAN, STD, dtype="float16", pool=1, tokens=4096, dim=1024
+        encoder="facebook/vjepa2-vitl-fpc64-256",
+        frames=32,
+        size=256,
+        crop=False,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        dtype="float16",
+        pool=1,
+        tokens=4096,
+        dim=1024,
     ).to_dict(),
 }
 PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config

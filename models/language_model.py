@@ -61,7 +61,8 @@ def why_it_cannot_caption(lm: nn.Module) -> str | None:
     inputs[1, -1] = ramp.flip(0)
     mask = torch.ones_like(inputs[..., 0], dtype=torch.long)
     settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "prefix_allowed_tokens_fn": lambda *_: [0]}
-    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    # No token has the id len(weight): the first one written must not end the caption.
+    settings |= {"eos_token_id": len(weight), "output_logits": True, "return_dict_in_generate": True}
     try:
         written = lm.generate(inputs_embeds=inputs, attention_mask=mask, **settings).logits
         read = lm(inputs_embeds=inputs).logits.float()  # (2, 4, V)

@@ -191,7 +191,7 @@ def test_models_that_are_no_decoders_are_refused():
 @pytest.mark.parametrize("kind", [*families.ATTENTION, *families.RECURRENT])
 def test_all_others_are_taken_as_they_were(kind):
     lm = families.tiny_lm(kind)
-    lm.generation_config.repetition_penalty = 1.5
+    lm.generation_config.repetition_penalty, lm.generation_config.eos_token_id = 1.5, 0  # and the token it must write
     assert language.why_it_cannot_caption(lm) is None
     assert lm.generation_config.repetition_penalty == 1.5
 
