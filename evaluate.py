@@ -24,7 +24,7 @@ from runtime.signals import Interrupted, Interrupts
 def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
-    context = DistributedContext(str(cli.device(args.device)) if args.device else None)
+    context = DistributedContext(args.device)
     layout = dataset.check_data(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load

@@ -291,3 +291,22 @@ def test_place_within_an_epoch_is_not_read_with_other_batches(data, models, tmp_
         assert run_train(data, models, tmp_path) == 143
     with pytest.raises(UserError, match="--batch-size at 2, now 3"):
         run_train(data, models, tmp_path, batch_size=3)
+
+
+def test_settings_that_change_within_an_epoch_are_told(data, models, tmp_path, monkeypatch, capsys):
+    calls = iter(range(100))
+
+    def stop(self):
+        if next(calls) == 3:
+            raise train.Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Interrupts, "check", stop)
+        assert run_train(data, models, tmp_path) == 143
+    capsys.readouterr()
+    assert run_train(data, models, tmp_path, lr=5e-4, schedule="cosine") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "until here" in line]
+    assert notes == [
+        "note: --lr was 0.001 until here, and is 0.0005 from here on",
+        "note: --schedule was constant until here, and is cosine from here on",
+    ]

@@ -118,7 +118,7 @@ def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     with contextlib.ExitStack() as stack:
         source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
         if re.search("[\ud800-\udfff]", name):  # bytes that are no UTF-8, which PyAV does not take
-            source = stack.enter_context(open(os.open(name, os.O_RDONLY), "rb"))
+            source = stack.enter_context(open(os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb"))
         try:
             container = stack.enter_context(av.open(source))
         except av.FFmpegError as error:
