@@ -2,8 +2,6 @@
 
 import argparse
 import math
-import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +28,48 @@ FIXED_WITHIN_EPOCH = ("batch_size", "accumulate", "captions_per_clip", "seed")
 MAY_CHANGE = ("lr", "schedule", "warmup", "weight_decay", "grad_clip", "epochs", "dropout", "mlp_dropout")
 
 
-@dataclass
 class Run:
     """A run: its data, models and optimizer, and how far it has come."""
 
-    args: argparse.Namespace
-    context: DistributedContext
-    layout: dataset.Layout
-    records: dict[str, list[dataset.Record]]  # by split
-    captioner: VideoCaptioner
-    optimizer: torch.optim.Optimizer
-    interrupts: Interrupts
-    epoch: int = 0  # epochs done
-    step: int = 0  # optimizer steps done in the epoch after these
-    total: float = 0.0  # the sum of the losses of the captions that it has seen
-    captions: int = 0  # how many these are
-    history: list[dict[str, Any]] = field(default_factory=list)  # a line an epoch
+    def __init__(self, args: argparse.Namespace, context: DistributedContext) -> None:
+        """Whatever a run needs, checked before its first step. Raises: UserError for what does not fit."""
+        self.args, self.context, self.layout = args, context, dataset.check_data(args.data)
+        self.best = args.checkpoint.with_name(f"{args.checkpoint.stem}_best.pt")
+        self.epoch, self.step = 0, 0  # epochs done, and optimizer steps since
+        self.total, self.captions = 0.0, 0  # the sum of the losses of the captions of these steps, and how many
+        self.history: list[dict[str, Any]] = []  # a line an epoch
+        if args.checkpoint.is_dir() and not args.eval_only:
+            raise UserError(f"--checkpoint {args.checkpoint} is a folder; give the file that is to be written")
+        saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
+        if args.eval_only and saved is None:
+            raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
+        made, splits = saved and saved.config["features"], ("train", "validation")
+        self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
+        self.captioner = make_captioner(args, context, self.layout, self.records["train"][0]["id"], saved)
+        self.leave_out_long_captions()
+        # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
+        parameters = list(self.captioner.qformer.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+        self.interrupts = Interrupts()
+        if saved is not None:
+            self.resume(saved)
+        if context.is_main:
+            self.prepare_folders(is_new=saved is None)
+        clips = [[record["id"] for record in records] for records in self.records.values()]
+        context.check_equal([clips, self.epoch, self.step, self.total], "clips and checkpoint")
+        # Processors of another make draw other initial weights.
+        context.broadcast(parameter.data for parameter in parameters)
 
-    @property
-    def best(self) -> Path:
-        """Where the checkpoint of the best epoch is."""
-        return self.args.checkpoint.with_name(f"{self.args.checkpoint.stem}_best.pt")
+    def leave_out_long_captions(self) -> None:
+        """Train without the captions that the language model has no positions for."""
+        room, llm = self.captioner.max_caption_tokens, self.args.llm
+        if room is None:
+            return
+        self.records["train"], dropped = records_that_fit(self.records["train"], room, self.captioner.caption_ids)
+        if not self.records["train"]:
+            raise UserError(f"{llm} has too few positions for --num-queries {self.args.num_queries}; use fewer")
+        if dropped:
+            self.context.print_main(f"train: {dropped:,} captions are longer than {llm} can read and are left out")
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
@@ -66,11 +85,42 @@ class Run:
             saved = Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
             checkpoint.write(path or self.args.checkpoint, saved)
 
+    def resume(self, saved: Checkpoint) -> None:
+        """Go to the place in the run that a checkpoint was saved at."""
+        args, progress, now = self.args, saved.progress, self.settings()
+        self.epoch, self.history = saved.epoch, list(progress.get("history", []))
+        if progress.get("step"):
+            self.step, self.total, self.captions = progress["step"], progress["total"], progress["captions"]
+            before = {key: value for key, value in progress["run"].items() if value != now.get(key, value)}
+            for key, value in before.items():  # older checkpoints hold only some
+                flag = f"--{key.replace('_', '-')}" if key != "clips" else "the number of training clips"
+                if key not in MAY_CHANGE and not args.eval_only:
+                    raise UserError(
+                        f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}; "
+                        "go on with the same, or start anew with another --checkpoint"
+                    )
+                self.context.print_main(f"note: {flag} was {value} until here, and is {now[key]} from here on")
+        if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
+            self.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
+        self.context.print_main(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
+
+    def prepare_folders(self, is_new: bool) -> None:
+        """Find out now, not after an epoch, what cannot be written; another run's best checkpoint is moved aside."""
+        files.check_writable(self.args.results)
+        if self.args.eval_only:
+            return
+        files.check_writable(self.args.checkpoint.parent)
+        for path in (self.args.checkpoint, self.best):
+            files.remove_unfinished(path)
+        if is_new and self.best.exists():
+            aside = self.best.replace(self.best.with_name(f"{self.best.stem}_before.pt"))
+            self.context.print_main(f"{self.best} is another run's: it is {aside} now, and this run starts its own")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
-    run = set_up(args, DistributedContext(args.device))
+    run = Run(args, DistributedContext(args.device))
     try:
         if args.eval_only:
             line = validate(run, run.epoch)
@@ -245,38 +295,6 @@ def validate(run: Run, epoch: int) -> dict[str, float]:
     return {"val_loss": loss, "CIDEr": run.context.gather(score)[0]}
 
 
-def set_up(args: argparse.Namespace, context: DistributedContext) -> Run:
-    """Everything that a run needs, checked before its first step. Raises: UserError for whatever does not fit."""
-    layout = dataset.check_data(args.data)
-    if args.checkpoint.is_dir() and not args.eval_only:
-        raise UserError(f"--checkpoint {args.checkpoint} is a folder; give the file that is to be written")
-    saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
-    if args.eval_only and saved is None:
-        raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
-    made = saved.config["features"] if saved else None
-    records = {s: usable_records(layout, s, args.max_missing, context, made) for s in ("train", "validation")}
-    captioner = make_captioner(args, context, layout, records["train"][0]["id"], saved)
-    room = captioner.max_caption_tokens
-    records["train"], dropped = records_that_fit(records["train"], room, captioner.caption_ids)
-    if not records["train"]:
-        raise UserError(f"{args.llm} has too few positions for --num-queries {args.num_queries}; use fewer")
-    if dropped:
-        context.print_main(f"train: {dropped:,} captions are longer than {args.llm} can read and are left out")
-    # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
-    parameters = list(captioner.qformer.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    run = Run(args, context, layout, records, captioner, optimizer, Interrupts())
-    if saved is not None:
-        resume(run, saved)
-    if context.is_main:
-        prepare_folders(run, saved)
-    clips = zlib.crc32(repr([[record["id"] for record in records[split]] for split in records]).encode())
-    context.check_equal([clips, run.epoch, run.step, run.total], "clips and checkpoint")
-    # Processors of another make draw other initial weights.
-    context.broadcast(parameter.data for parameter in parameters)
-    return run
-
-
 def make_captioner(
     args: argparse.Namespace,
     context: DistributedContext,
@@ -305,39 +323,6 @@ def make_captioner(
         checkpoint.load_weights(qformer, saved.weights, path)
     config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
     return VideoCaptioner(lm, tokenizer, qformer.to(context.device), config=config)
-
-
-def resume(run: Run, saved: Checkpoint) -> None:
-    """Go to the place in the run that a checkpoint was saved at."""
-    args, progress, now = run.args, saved.progress, run.settings()
-    run.epoch, run.history = saved.epoch, list(progress.get("history", []))
-    if progress.get("step"):
-        run.step, run.total, run.captions = progress["step"], progress["total"], progress["captions"]
-        before = {key: value for key, value in progress["run"].items() if value != now.get(key, value)}
-        for key, value in before.items():  # older checkpoints hold only some
-            flag = f"--{key.replace('_', '-')}" if key != "clips" else "the number of training clips"
-            if key not in MAY_CHANGE and not args.eval_only:
-                raise UserError(
-                    f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}; "
-                    "go on with the same, or start anew with another --checkpoint"
-                )
-            run.context.print_main(f"note: {flag} was {value} until here, and is {now[key]} from here on")
-    if not checkpoint.load_optimizer(run.optimizer, saved.optimizer):
-        run.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
-    run.context.print_main(f"going on from {args.checkpoint}: epoch {run.epoch + 1}, step {run.step}")
-
-
-def prepare_folders(run: Run, saved: Checkpoint | None) -> None:
-    """Find out now, not after an epoch, what cannot be written; another run's best checkpoint is moved aside."""
-    files.check_writable(run.args.results)
-    if run.args.eval_only:
-        return
-    files.check_writable(run.args.checkpoint.parent)
-    for path in (run.args.checkpoint, run.best):
-        files.remove_unfinished(path)
-    if saved is None and run.best.exists():
-        aside = run.best.replace(run.best.with_name(f"{run.best.stem}_before.pt"))
-        run.context.print_main(f"{run.best} is another run's: it is {aside} now, and this run starts its own")
 
 
 if __name__ == "__main__":

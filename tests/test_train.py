@@ -310,3 +310,8 @@ def test_settings_that_change_within_an_epoch_are_told(data, models, tmp_path, m
         "note: --lr was 0.001 until here, and is 0.0005 from here on",
         "note: --schedule was constant until here, and is cosine from here on",
     ]
+
+
+def test_a_language_model_without_a_last_position_trains_on_all_captions(data, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(VideoCaptioner, "max_caption_tokens", None)
+    assert run_train(data, models, tmp_path, epochs=1) == 0
