@@ -81,14 +81,14 @@ def answers_of(clip: world.Clip) -> Answers:
     """What is asked of one clip, without the batch dimension."""
     answers = [NAMES.index(clip.template), *(number for thing in clip.things for number in THINGS[thing])]
     answers += [number - 1 for number in CLIP_ANSWERS[len(answers) :]]
-    scene_at, side = world.stage(clip), GRID[1]
+    side = GRID[1]
     what = torch.tensor([number - 1 for number in PATCH_ANSWERS]).repeat(*GRID, 1)
     where = torch.zeros(*GRID, 4)
     patches = torch.stack(torch.meshgrid(2 * [torch.arange(side) + 0.5], indexing="xy"), -1)  # (S, S, 2) centres
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
 
     def places(time: float) -> list[tuple[world.Thing, Tensor, Tensor]]:
-        things, zoom, _ = scene_at(time)
+        things, zoom, _ = world.scene(clip, time)
         return [
             (thing, side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
             for thing, x, y, radius in things
