@@ -23,7 +23,7 @@ import dataset
 from models.language_model import PROMPT
 from runtime import files
 from sample import world
-from video.reader import MEAN, STD, Transform, read_frames
+from video.reader import MEAN, STD, Transform, read_clip
 
 HERE = Path(__file__).parent
 FRAMES, PIXELS = 8, 64  # of a clip, as the encoder's config has them
@@ -103,9 +103,8 @@ def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
     """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
     settings = files.read_json(data / "sample.json", "the sample's settings")
     chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
-    layout, transform = dataset.check_data(data), Transform(PIXELS, False, MEAN, STD)
-    names = tqdm(chosen, f"reading {split}", unit="clip")
-    pixels = torch.stack([transform.apply(read_frames(layout.video(name), FRAMES)) for name in names])
+    paths = map(dataset.check_data(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
+    pixels = torch.stack([read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths])
     return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
 
 

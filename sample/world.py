@@ -58,14 +58,14 @@ def paraphrases(clip: Clip) -> list[str]:
     """Seven other ways to say a clip's caption, drawn by its seed."""
     rng = random.Random(f"paraphrases {clip.seed}")
 
-    def named(article: str) -> dict[str, str]:
-        return dict(zip("ab", (f"{article} {name}" for name in clip.placeholders), strict=False))
+    def say(text: str, article: str = "a", **words: str) -> str:
+        things = (f"{article} {name}" for name in clip.placeholders)
+        return text.format(**words, **dict(zip("ab", things, strict=False)))
 
-    forms = {form: text.format(**named("a")) for form, text in ACTIONS[clip.template].items()}
+    words = {"first": clip.placeholders[0], **{form: say(text) for form, text in ACTIONS[clip.template].items()}}
     texts = [f"{clip.caption.lower()} {ending}" for ending in rng.sample(WORLD["endings"], 2)]
-    texts.append(ACTIONS[clip.template]["doing"].format(**named(rng.choice(WORLD["articles"]))))
-    words = {"first": clip.placeholders[0], **named("a"), **forms}
-    return texts + [sentence.format(**words) for sentence in rng.sample(WORLD["sentences"], 4)]
+    texts.append(say(ACTIONS[clip.template]["doing"], rng.choice(WORLD["articles"])))
+    return texts + [say(sentence, **words) for sentence in rng.sample(WORLD["sentences"], 4)]
 
 
 class Scene(NamedTuple):
@@ -153,23 +153,23 @@ def _draw_scene(draw: ImageDraw.ImageDraw, shown: Scene, marks: list, wall: tupl
         corners = *at(x - size, y - size / 3), *at(x + size, y + size / 3)
         draw.rectangle(corners, fill=tuple(value - 22 for value in wall))
     for thing, x, y, radius in shown.things:
-        _draw_thing(draw, thing, *at(x, y), radius * scale)
+        _draw_thing(draw, thing, at(x, y), radius * scale)
     if shown.hand is not None:
         (x, y), reach = at(*shown.hand), 0.065 * scale
         draw.line((x + 2 * reach, -reach, x, y), fill=skin, width=max(round(1.2 * reach), 1))
-        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=skin)
+        draw.circle((x, y), reach, fill=skin)
 
 
-def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, radius: float) -> None:
+def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, middle: Point, radius: float) -> None:
     """One thing with a mark of its own: at a few pixels, outlines alone cannot be told apart."""
-    colour, shape = thing
-    colours = {"colour": COLOURS[colour], "mark": tuple(WORLD["shapes"][shape]["mark"])}
-    for outline, which, corners in WORLD["shapes"][shape]["parts"]:
-        places = [(x, y)[i % 2] + corner * radius for i, corner in enumerate(corners)]
+    colour, shape = COLOURS[thing[0]], WORLD["shapes"][thing[1]]
+    for outline, which, corners in shape["parts"]:
+        places = [middle[i % 2] + corner * radius for i, corner in enumerate(corners)]
+        fill = colour if which == "colour" else tuple(shape["mark"])
         if outline == "ring":  # a cup's handle
-            draw.ellipse(places, outline=colours[which], width=max(round(0.25 * radius), 1))
+            draw.ellipse(places, outline=fill, width=max(round(0.25 * radius), 1))
         else:
-            getattr(draw, outline)(places, fill=colours[which])
+            getattr(draw, outline)(places, fill=fill)
 
 
 def choose_clips(counts: dict[str, int], seed: int) -> dict[str, dict[str, Clip]]:
@@ -194,11 +194,11 @@ def choose_clips(counts: dict[str, int], seed: int) -> dict[str, dict[str, Clip]
 
 def _pool(template: str, turn: int, split: str, colours: list[str], rng: random.Random) -> Iterator[tuple[Thing, ...]]:
     """What fills one action's placeholders in one split, in random order, again and again."""
-    held = {
-        name: {(colours[(turn + i + first) % 6], shape) for i, shape in enumerate(SHAPES)}
-        for name, first in (("validation", 0), ("test", 3))
+    splits = {
+        (colours[(turn + i + step) % 6], shape): {0: "validation", 3: "test"}.get(step, "train")
+        for step, (i, shape) in product(range(6), enumerate(SHAPES))
     }
-    held["train"] = set(product(COLOURS, SHAPES)) - held["validation"] - held["test"]
-    pool = list(permutations(sorted(held[split]), template.count("[something]")))
+    things = sorted(thing for thing in splits if splits[thing] == split)
+    pool = list(permutations(things, template.count("[something]")))
     rng.shuffle(pool)
     return cycle(pool)
