@@ -54,9 +54,8 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
 
     splits = choose_clips(counts, seed)
     write_labels(data, splits)
-    clips = {
-        data / f"20bn-something-something-v2/{i}.webm": clip for some in splits.values() for i, clip in some.items()
-    }
+    videos = data / "20bn-something-something-v2"
+    clips = {videos / f"{i}.webm": clip for some in splits.values() for i, clip in some.items()}
     with ProcessPoolExecutor(workers) as pool:
         sizes = pool.map(_render_file, clips, clips.values(), chunksize=8)
         size = sum(tqdm(sizes, total=len(clips), unit="clip", desc="rendering"))

@@ -188,13 +188,13 @@ def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedT
     places = []
     while len(places) < room:
         for hint in rng.sample(hints, len(hints)):
-            role, *parts = ids = tokenizer(f" {hint}").input_ids
+            ids = tokenizer(f" {hint}").input_ids
             if hint == hints[0]:
                 places += [[token] for token in ids]
             elif rng.random() < 0.5:
                 places.append(ids)
             else:
-                places += [[role, part] for part in rng.sample(parts, len(parts))]
+                places += [[ids[0], part] for part in rng.sample(ids[1:], len(ids) - 1)]
     return places
 
 

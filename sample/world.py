@@ -81,29 +81,29 @@ def scene(clip: Clip, time: float) -> Scene:
     if clip.template in FORWARDS:
         return scene(replace(clip, template=FORWARDS[clip.template]), 1 - time)
     rng = random.Random(f"stage {clip.seed}")
-    curve, held = "smooth" if rng.random() < 0.4 else "even", rng.random() < 0.5
+    smooth, held = rng.random() < 0.4, rng.random() < 0.5
     drawn = {"start": rng.uniform(0, 0.2), "end": rng.uniform(0.8, 1), "zoom": rng.uniform(0.85, 1.15)}
     drawn |= {name: rng.uniform(*limits) for name, limits in WORLD["motions"][clip.template].items()}
     d, verb = SimpleNamespace(**drawn), clip.template.split()[0]
+    done = _share(time, d.start, d.end, smooth)
     if verb == "Dropping":
-        curve, d.end = "fall", d.start + 0.25
-    done = _share(time, d.start, d.end, curve)
+        done = _share(time, d.start, d.start + 0.25, False) ** 2
     still, begin, finish = _places(clip.template, d)
-    x, y = begin[0] + (finish[0] - begin[0]) * done, begin[1] + (finish[1] - begin[1]) * done
+    x, y = (a + (b - a) * done for a, b in zip(begin, finish, strict=True))
     one, *others = clip.things if verb != "Covering" else reversed(clip.things)
     things = [*((other, *still, d.other) for other in others), (one, x, y, d.radius)]
     if verb == "Approaching":
         return Scene(things, d.far * d.growth**done, None)
+    hand = (x, y - d.radius) if held else None  # half of the clips show a hand on what moves
     if verb in ("Picking", "Pretending"):  # the hand comes, and goes with the thing or, pretending, without it
-        above = d.height * (1 - _share(time, 0, d.touch, curve) + done)
-        return Scene(things, d.zoom, (d.x, d.y - d.radius - above))
-    return Scene(things, d.zoom, (x, y - d.radius) if held else None)  # half of the clips show a hand on what moves
+        hand = d.x, d.y - d.radius - d.height * (1 - _share(time, 0, d.touch, smooth) + done)
+    return Scene(things, d.zoom, hand)
 
 
-def _share(time: float, start: float, end: float, curve: str) -> float:
-    """How much is done, from 0 to 1. All but the fall are symmetric: backwards, they could be another clip's."""
+def _share(time: float, start: float, end: float, smooth: bool) -> float:
+    """How much is done, from 0 to 1. It is symmetric: played backwards, it could be another clip's."""
     x = min(max((time - start) / (end - start), 0), 1)
-    return {"even": x, "smooth": x * x * (3 - 2 * x), "fall": x * x}[curve]
+    return x * x * (3 - 2 * x) if smooth else x
 
 
 def _places(template: str, d: SimpleNamespace) -> tuple[Point, Point, Point]:
