@@ -214,8 +214,7 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
         tokenizer_file=str(HERE / "qwen2" / "tokenizer.json"), eos_token=EOS, pad_token=EOS
     )
     tokenizer = untrained.train_new_from_iterator(texts, 450, show_progress=False)
-    config = Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))
-    model = Qwen2ForCausalLM(config).train()
+    model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))).train()
     prompt = [[token] for token in tokenizer(PROMPT).input_ids]
 
     def loss() -> Tensor:
@@ -227,16 +226,13 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
             places += before + [[token] for token in caption]
             lengths.append(len(before) + len(caption))
             labels.append(torch.tensor([-100] * len(before) + caption))
-        rows = embed(places, model.get_input_embeddings().weight).split(lengths)
+        starts = torch.tensor([0, *map(len, places[:-1])]).cumsum(0)
+        tokens = torch.tensor(list(chain(*places)))
+        embedded = F.embedding_bag(tokens, model.get_input_embeddings().weight, starts, mode="sum")
+        inputs = pad_sequence(embedded.split(lengths), batch_first=True)
         targets = pad_sequence(labels, batch_first=True, padding_value=-100)
-        return model(inputs_embeds=pad_sequence(rows, batch_first=True), labels=targets).loss
+        return model(inputs_embeds=inputs, labels=targets).loss
 
     fit(list(model.parameters()), loss, "language model", steps, decay=0.01)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def embed(places: list[list[int]], weight: Tensor) -> Tensor:
-    """Each place is the sum of its tokens' embeddings: (places, C)."""
-    starts = torch.tensor([0, *map(len, places[:-1])]).cumsum(0)
-    return F.embedding_bag(torch.tensor(list(chain(*places))), weight, starts, mode="sum")

@@ -7,8 +7,7 @@ the list, the two actions share all their frames, in the other order. The words,
     shapes      the parts that one is drawn of: outline, which of its two colours, corners in units of its radius
     actions     SSv2's template: what someone does, in two forms, and what is done to the thing
     opposites   what a clip shows when it is played backwards, for the actions that have such an opposite
-    sentences   other ways to say a caption. Each clip gets some of each kind, so that of all captions of an action
-                the label is the most likely, word by word: what a greedy decoder ends up with
+    sentences   other ways to say a caption: each clip gets some of each kind, so the label stays the most likely
 """
 
 import json
@@ -185,20 +184,21 @@ def choose_clips(counts: dict[str, int], seed: int) -> dict[str, dict[str, Clip]
     ids = count(1)
     clips = {}
     for split, number in counts.items():
-        pools = [(template, _pool(template, turn, split, colours, rng)) for turn, template in enumerate(ACTIONS)]
+        pools = [(template, _pool(template, split, colours, rng)) for template in ACTIONS]
         chosen = [Clip(template, next(pool), next(seeds)) for template, pool in islice(cycle(pools), number)]
         rng.shuffle(chosen)
         clips[split] = {str(next(ids)): clip for clip in chosen}
     return clips
 
 
-def _pool(template: str, turn: int, split: str, colours: list[str], rng: random.Random) -> Iterator[tuple[Thing, ...]]:
+def _pool(template: str, split: str, colours: list[str], rng: random.Random) -> Iterator[tuple[Thing, ...]]:
     """What fills one action's placeholders in one split, in random order, again and again."""
-    splits = {
-        (colours[(turn + i + step) % 6], shape): {0: "validation", 3: "test"}.get(step, "train")
+    turn = list(ACTIONS).index(template)
+    things = [
+        (colours[(turn + i + step) % 6], shape)
         for step, (i, shape) in product(range(6), enumerate(SHAPES))
-    }
-    things = sorted(thing for thing in splits if splits[thing] == split)
-    pool = list(permutations(things, template.count("[something]")))
+        if {0: "validation", 3: "test"}.get(step, "train") == split
+    ]
+    pool = list(permutations(sorted(things), template.count("[something]")))
     rng.shuffle(pool)
     return cycle(pool)
