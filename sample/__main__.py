@@ -23,13 +23,13 @@ FPS = 12
 MODELS = Path(__file__).parent
 
 
-def write_video(path: Path | str, frames: np.ndarray, fps: int = FPS) -> None:
+def write_video(path: Path | str, frames: np.ndarray) -> None:
     """Write uint8 (T, H, W, 3) as VP9 in WebM, which is what SSv2's clips are."""
 
     def encode(file: object) -> None:
         # bitexact: Matroska's random ids would make each rendering another file
         with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libvpx-vp9", rate=fps)
+            stream = container.add_stream("libvpx-vp9", rate=FPS)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0"}

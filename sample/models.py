@@ -88,10 +88,8 @@ def answers_of(clip: world.Clip) -> Answers:
     scenes = [world.scene(clip, frame / (FRAMES - 1)) for frame in range(FRAMES)]
     for t, (first, second) in enumerate(zip(scenes[::2], scenes[1::2], strict=True)):  # a tubelet's two frames
         for (thing, *begin, radius), (_, *finish, _) in zip(first.things, second.things, strict=True):
-            start, end = (
-                side / 2 + torch.tensor(place) * shown.zoom * stretch
-                for place, shown in ((begin, first), (finish, second))
-            )
+            start = side / 2 + torch.tensor(begin) * first.zoom * stretch
+            end = side / 2 + torch.tensor(finish) * second.zoom * stretch
             middle = (start + end) / 2
             there = ((patches - middle).abs() < radius * first.zoom * stretch + 0.3).all(-1)
             what[t][there] = torch.tensor([*THINGS[thing], clip.things.index(thing)])
@@ -210,9 +208,8 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
     paraphrases = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
     captions = {record["id"]: [record["label"], *paraphrases[record["id"]]] for record in records}
     texts = [f"{PROMPT} {caption} first second something" for some in captions.values() for caption in some]
-    untrained = PreTrainedTokenizerFast(
-        tokenizer_file=str(HERE / "qwen2" / "tokenizer.json"), eos_token=EOS, pad_token=EOS
-    )
+    usual = str(HERE / "qwen2" / "tokenizer.json")  # byte-level BPE, as Qwen2's: every text has tokens
+    untrained = PreTrainedTokenizerFast(tokenizer_file=usual, eos_token=EOS, pad_token=EOS)
     tokenizer = untrained.train_new_from_iterator(texts, 450, show_progress=False)
     model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))).train()
     prompt = [[token] for token in tokenizer(PROMPT).input_ids]
