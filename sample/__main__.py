@@ -1,10 +1,7 @@
-"""The sample: a small world in Something-Something V2's layout, and two tiny frozen models that know it.
+"""The sample: a small world in Something-Something V2's layout, and two tiny frozen models that know nothing else.
 
-    python -m sample render --data data/sample      clips, labels, paraphrases
-    python -m sample models --data data/sample      the two tiny models in sample/, trained again from scratch
-
-World and models test the bridge between a frozen encoder and a frozen language model, not vision: both models have
-learnt this world and nothing else.
+python -m sample render --data data/sample      clips, labels, paraphrases
+python -m sample models --data data/sample      the two tiny models in sample/, trained again from scratch
 """
 
 import os
@@ -26,13 +23,13 @@ FPS = 12
 MODELS = Path(__file__).parent
 
 
-def write_video(path: Path | str, frames: np.ndarray, fps: int = FPS) -> None:
+def write_video(path: Path | str, frames: np.ndarray) -> None:
     """Write uint8 (T, H, W, 3) as VP9 in WebM, which is what SSv2's clips are."""
 
     def encode(file: object) -> None:
         # bitexact: Matroska's random ids would make each rendering another file
         with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libvpx-vp9", rate=fps)
+            stream = container.add_stream("libvpx-vp9", rate=FPS)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0"}
@@ -57,17 +54,16 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
 
     splits = choose_clips(counts, seed)
     write_labels(data, splits)
-    jobs = [(data / f"20bn-something-something-v2/{i}.webm", clip) for s in splits.values() for i, clip in s.items()]
+    videos = data / "20bn-something-something-v2"
+    clips = {videos / f"{i}.webm": clip for some in splits.values() for i, clip in some.items()}
     with ProcessPoolExecutor(workers) as pool:
-        rendered = pool.map(_render_file, jobs, chunksize=8)
-        size = sum(tqdm(rendered, total=len(jobs), unit="clip", desc="rendering"))
+        sizes = pool.map(_render_file, clips, clips.values(), chunksize=8)
+        size = sum(tqdm(sizes, total=len(clips), unit="clip", desc="rendering"))
     print(f"{data}: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f" clips, {size / 1e6:.1f} MB")
 
 
-def _render_file(job: tuple[Path, Clip]) -> int:
-    path, clip = job
-    frames = random.Random(f"length {clip.seed}").randint(30, 42)
-    write_video(path, render_clip(clip, frames=frames))
+def _render_file(path: Path, clip: Clip) -> int:
+    write_video(path, render_clip(clip, frames=random.Random(f"length {clip.seed}").randint(30, 42)))
     return path.stat().st_size
 
 
@@ -84,21 +80,15 @@ def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
     files.write_text(labels / "test-answers.csv", "".join(f"{i};{c.caption}\n" for i, c in splits["test"].items()))
     files.write_json(labels / "labels.json", {template: str(i) for i, template in enumerate(sorted(ACTIONS))})
     files.write_json(labels / "opposites.json", OPPOSITES | FORWARDS)
-    other_words = {i: paraphrases(clip) for i, clip in splits["train"].items()}
-    files.write_json(data / "ssv2_paraphrase.json", other_words)
+    files.write_json(data / "ssv2_paraphrase.json", {i: paraphrases(clip) for i, clip in splits["train"].items()})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run `render` or `models`."""
     words = sys.argv[1:] if argv is None else argv
-    parser = cli.Parser(__doc__.splitlines()[0])
-    parser.prog = "-m sample"
+    parser = cli.Parser(__doc__.splitlines()[0], prog="-m sample")
     add = parser.add_argument
-    add(
-        "command",
-        choices=("render", "models"),
-        help="the clips and their labels, or the two models, trained from scratch",
-    )
+    add("command", choices=("render", "models"), help="clips and labels, or the two models, trained from scratch")
     command = parser.parse_args(words[:1]).command  # what other flags there are depends on it
     add("--data", type=Path, default=Path("data/sample"), help="folder of the sample's data")
     add("--seed", type=int, default=0, help="decides all random choices")

@@ -1,22 +1,21 @@
 """The sample's two frozen models, trained from scratch on its training split: a tiny V-JEPA 2 and a tiny Qwen2.
 
-Both have their big brothers' architecture and files, so the product loads them as it loads those; their sizes are
-those of the config.json in vjepa2/ and qwen2/. (The initializer's range is wider than usual: at 0.02 the rotary
-attention of two layers takes very long to leave the uniform.) What they know is this world only: they are here to
-test the bridge between two frozen models, not vision or language.
+Their sizes are those of the config.json in vjepa2/ and qwen2/. (The initializer's range is wider than usual: at 0.02
+the rotary attention of two layers takes very long to leave the uniform.)
 
-Shapes: B clips, F frames, T tubelets, N patch tokens a clip (T times a square grid), D width.
+Shapes: B clips, F frames, T tubelets, S rows and columns of patches, N = T * S * S patch tokens a clip, D width.
 """
 
 import random
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, VJEPA2Config, VJEPA2Model
 
@@ -24,7 +23,7 @@ import dataset
 from models.language_model import PROMPT
 from runtime import files
 from sample import world
-from video.reader import MEAN, STD, Transform, read_frames
+from video.reader import MEAN, STD, Transform, read_clip
 
 HERE = Path(__file__).parent
 FRAMES, PIXELS = 8, 64  # of a clip, as the encoder's config has them
@@ -79,26 +78,20 @@ class Questions(nn.Module):
 
 def answers_of(clip: world.Clip) -> Answers:
     """What is asked of one clip, without the batch dimension."""
-    answers = [NAMES.index(clip.template), *(number for thing in clip.things for number in THINGS[thing])]
+    answers = [NAMES.index(clip.template), *chain(*(THINGS[thing] for thing in clip.things))]
     answers += [number - 1 for number in CLIP_ANSWERS[len(answers) :]]
-    scene_at, side = world.stage(clip), GRID[1]
     what = torch.tensor([number - 1 for number in PATCH_ANSWERS]).repeat(*GRID, 1)
     where = torch.zeros(*GRID, 4)
+    side = GRID[1]
     patches = torch.stack(torch.meshgrid(2 * [torch.arange(side) + 0.5], indexing="xy"), -1)  # (S, S, 2) centres
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
-
-    def places(time: float) -> list[tuple[world.Thing, Tensor, Tensor]]:
-        things, zoom, _ = scene_at(time)
-        return [
-            (thing, side / 2 + torch.tensor([x, y]) * zoom * stretch, radius * zoom * stretch)
-            for thing, x, y, radius in things
-        ]
-
-    gap = 1 / (2 * GRID[0] - 1)  # between two frames of a tubelet, in lengths of the clip
-    for t in range(GRID[0]):
-        for (thing, start, reach), (_, end, _) in zip(places(2 * t * gap), places((2 * t + 1) * gap), strict=True):
+    scenes = [world.scene(clip, frame / (FRAMES - 1)) for frame in range(FRAMES)]
+    for t, (first, second) in enumerate(zip(scenes[::2], scenes[1::2], strict=True)):  # a tubelet's two frames
+        for (thing, *begin, radius), (_, *finish, _) in zip(first.things, second.things, strict=True):
+            start = side / 2 + torch.tensor(begin) * first.zoom * stretch
+            end = side / 2 + torch.tensor(finish) * second.zoom * stretch
             middle = (start + end) / 2
-            there = ((patches - middle).abs() < reach + 0.3).all(-1)
+            there = ((patches - middle).abs() < radius * first.zoom * stretch + 0.3).all(-1)
             what[t][there] = torch.tensor([*THINGS[thing], clip.things.index(thing)])
             where[t][there] = torch.cat([middle - patches, (end - start).expand_as(patches)], -1)[there]
     return Answers(torch.tensor(answers), what, where)
@@ -108,9 +101,8 @@ def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
     """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
     settings = files.read_json(data / "sample.json", "the sample's settings")
     chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
-    layout, transform = dataset.check_data(data), Transform(PIXELS, False, MEAN, STD)
-    names = tqdm(chosen, f"reading {split}", unit="clip")
-    pixels = torch.stack([transform.apply(read_frames(layout.video(name), FRAMES)) for name in names])
+    paths = map(dataset.check_data(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
+    pixels = torch.stack([read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths])
     return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
 
 
@@ -147,15 +139,15 @@ def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch
         clips, asked = vary(pixels[chosen], Answers(*(answer[chosen] for answer in answers)), generator)
         return questions(model.get_vision_features(normalize(clips)), asked)
 
-    fit([*model.encoder.parameters(), *questions.parameters()], loss, "encoder", steps, weight_decay=0.05)
+    fit([*model.encoder.parameters(), *questions.parameters()], loss, "encoder", steps, decay=0.05)
     model.eval().save_pretrained(out)
     files.copy(HERE / "vjepa2" / "preprocessor_config.json", out / "preprocessor_config.json")
 
 
-def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str, steps: int, **adamw: float) -> None:
+def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str, steps: int, decay: float) -> None:
     """Minimize `loss_of()`, which draws a batch each time."""
     rate = 2e-3
-    optimizer = torch.optim.AdamW(parameters, rate, **adamw)
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
     bar = tqdm(range(steps), name, unit="step")
     for _ in bar:
@@ -168,19 +160,6 @@ def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str
         bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def train_tokenizer(texts: list[str], size: int = 450) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as Qwen2's: every text has tokens, and a word has other tokens behind a space."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[EOS], initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
-
-
 def invent(record: dict, captions: list[str], rng: random.Random) -> tuple[list[str], str]:
     """One of a clip's captions with other things in it: (the words that it is about, the caption).
 
@@ -191,9 +170,8 @@ def invent(record: dict, captions: list[str], rng: random.Random) -> tuple[list[
     vague = rng.random() < 0.1
     caption = captions[0] if vague else rng.choice(captions)
     for place, name in enumerate(record["placeholders"]):
-        caption = caption.replace(name, f"[{place}]")
-    for place, name in enumerate(things):
-        caption = caption.replace(f"[{place}]", "something" if vague else name)
+        caption = caption.replace(name, f"{{{place}}}")
+    caption = caption.format(*(["something"] * len(things) if vague else things))
     action = " ".join(record["template"].lower().replace("[something]", "").split())
     hints = [action] + [f"{place} {name}" for place, name in zip(("first", "second"), things, strict=False)]
     return hints, caption
@@ -206,14 +184,15 @@ def fill(hints: list[str], room: int, rng: random.Random, tokenizer: PreTrainedT
     as a Q-Former's query can; an action's words have a place each, since their order counts.
     """
     places = []
-    while not places or len(places) < room:
+    while len(places) < room:
         for hint in rng.sample(hints, len(hints)):
             ids = tokenizer(f" {hint}").input_ids
             if hint == hints[0]:
                 places += [[token] for token in ids]
+            elif rng.random() < 0.5:
+                places.append(ids)
             else:
-                role, *parts = ids
-                places += [ids] if rng.random() < 0.5 else [[role, part] for part in rng.sample(parts, len(parts))]
+                places += [[ids[0], part] for part in rng.sample(ids[1:], len(ids) - 1)]
     return places
 
 
@@ -229,35 +208,28 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
     paraphrases = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
     captions = {record["id"]: [record["label"], *paraphrases[record["id"]]] for record in records}
     texts = [f"{PROMPT} {caption} first second something" for some in captions.values() for caption in some]
-    tokenizer = train_tokenizer(texts)
-    config = Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))
-    model = Qwen2ForCausalLM(config).train()
+    usual = str(HERE / "qwen2" / "tokenizer.json")  # byte-level BPE, as Qwen2's: every text has tokens
+    untrained = PreTrainedTokenizerFast(tokenizer_file=usual, eos_token=EOS, pad_token=EOS)
+    tokenizer = untrained.train_new_from_iterator(texts, 450, show_progress=False)
+    model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))).train()
     prompt = [[token] for token in tokenizer(PROMPT).input_ids]
 
     def loss() -> Tensor:
-        rows, labels = [], []
+        places, lengths, labels = [], [], []
         for record in rng.choices(records, k=batch):
             hints, caption = invent(record, captions[record["id"]], rng)
             caption = tokenizer(f" {caption}").input_ids + [tokenizer.eos_token_id]
             before = fill(hints, rng.randint(1, 64), rng, tokenizer) + prompt
-            rows.append(before + [[token] for token in caption])
-            labels.append([-100] * len(before) + caption)
-        embedded = embed(rows, model.get_input_embeddings().weight)
-        targets = [row + [-100] * (embedded.shape[1] - len(row)) for row in labels]
-        return model(inputs_embeds=embedded, labels=torch.tensor(targets)).loss
+            places += before + [[token] for token in caption]
+            lengths.append(len(before) + len(caption))
+            labels.append(torch.tensor([-100] * len(before) + caption))
+        starts = torch.tensor([0, *map(len, places[:-1])]).cumsum(0)
+        tokens = torch.tensor(list(chain(*places)))
+        embedded = F.embedding_bag(tokens, model.get_input_embeddings().weight, starts, mode="sum")
+        inputs = pad_sequence(embedded.split(lengths), batch_first=True)
+        targets = pad_sequence(labels, batch_first=True, padding_value=-100)
+        return model(inputs_embeds=inputs, labels=targets).loss
 
-    fit(list(model.parameters()), loss, "language model", steps, weight_decay=0.01)
+    fit(list(model.parameters()), loss, "language model", steps, decay=0.01)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def embed(rows: list[list[list[int]]], weight: Tensor) -> Tensor:
-    """Rows of places to (B, L, C): a place is the sum of its tokens' embeddings.
-
-    Empty places sum to zero. They come last, where the causal mask hides them from all that counts.
-    """
-    width = max(map(len, rows))
-    tokens = torch.tensor([token for row in rows for place in row for token in place])
-    lengths = [len(place) for row in rows for place in row + [[]] * (width - len(row))]
-    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    return F.embedding_bag(tokens, weight, starts, mode="sum").view(len(rows), width, -1)

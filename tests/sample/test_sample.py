@@ -104,12 +104,13 @@ def test_a_clip_is_drawn_the_same_each_time_and_at_any_size():
 
 
 def test_covering_hides_the_first_thing_and_pretending_leaves_it_where_it_was():
-    covered = sample_world.stage(Clip("Covering [something] with [something]", (RED_BALL, BLUE_BOX), seed=2))
-    [(_, *under, _), (top, *over, _)] = covered(1).things
+    covering = Clip("Covering [something] with [something]", (RED_BALL, BLUE_BOX), seed=2)
+    [(_, *under, _), (top, *over, _)] = sample_world.scene(covering, 1).things
     assert top == BLUE_BOX and under == pytest.approx(over)
     for template, moved in (("Picking [something] up", True), ("Pretending to pick [something] up", False)):
-        scene = sample_world.stage(Clip(template, (RED_BALL,), seed=2))
-        assert (scene(1).things[0][2] < scene(0).things[0][2] - 0.2) is moved
+        clip = Clip(template, (RED_BALL,), seed=2)
+        before, after = (sample_world.scene(clip, time).things[0][2] for time in (0, 1))
+        assert (after < before - 0.2) is moved
 
 
 def test_paraphrases_are_many_distinct_and_keep_the_things():
