@@ -1,7 +1,8 @@
 """Features to files in the background, a bounded number of batches behind the encoder."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ class Writer:
     def __init__(self, failures: dict[Any, str]) -> None:
         """`failures` gets the reason, by its key, of each clip whose features are not numbers."""
         self.failures = failures
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="writing")
-        self._waiting: deque[list[Future[None]]] = deque()
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._waiting: deque[Iterator[None]] = deque()
 
     def __enter__(self) -> "Writer":
         """Ready."""
@@ -29,7 +30,7 @@ class Writer:
         """Wait for all that was begun; where the `with` ends with an error, give up what was not begun."""
         try:
             while self._waiting and error_type is None:
-                self._finish_oldest()
+                list(self._waiting.popleft())
         finally:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -39,17 +40,13 @@ class Writer:
         Raises: OSError where an earlier one could not be written.
         """
         if len(self._waiting) == BATCHES:
-            self._finish_oldest()
+            list(self._waiting.popleft())
         rows = [Packed(*(None if part is None else part[row] for part in packed)) for row in range(len(clips))]
-        begun = [self._threads.submit(self._save, *clip, row) for clip, row in zip(clips, rows, strict=True)]
-        self._waiting.append(begun)
+        self._waiting.append(self._threads.map(self._save, clips, rows))
 
-    def _finish_oldest(self) -> None:
-        for future in self._waiting.popleft():
-            future.result()
-
-    def _save(self, key: Any, path: Path, clip: Packed) -> None:
+    def _save(self, clip: tuple[Any, Path], packed: Packed) -> None:
+        key, path = clip
         try:
-            cache.save(path, clip)
+            cache.save(path, packed)
         except ValueError as error:
             self.failures[key] = str(error)
