@@ -59,7 +59,7 @@ def test_the_checkpoints_own_preprocessor_file_is_followed(vjepa, tmp_path):
 
 
 def test_an_encoder_is_rebuilt_from_what_the_cache_says(vjepa, tmp_path):
-    encoder = VideoEncoder(vjepa, "cpu", frames=6, crop=True, size=48)
+    encoder = VideoEncoder(vjepa, "cpu", frames=6, transform=Transform(48, crop=True))
     config = encoder.cache_config("int8", 2)
     assert (config.tokens, config.dim, config.pool, config.size) == (27, 24, 2, 48)
     again = VideoEncoder.from_config(config.to_dict(), "cpu")
@@ -81,7 +81,7 @@ def test_another_encoder_under_the_same_name_is_noticed(vjepa, tmp_path):
 @pytest.mark.parametrize(("frames", "size", "said"), [(5, None, "multiple of 2"), (4, 36, "multiple of 8")])
 def test_frames_and_sizes_that_do_not_fit_are_refused(vjepa, frames, size, said):
     with pytest.raises(UserError, match=said):
-        VideoEncoder(vjepa, "cpu", frames=frames, size=size)
+        VideoEncoder(vjepa, "cpu", frames=frames, transform=size and Transform(size))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "without weights", "one layer more", "no numbers", "no settings"])
