@@ -83,15 +83,11 @@ def check_config(features: Path | str, config: CacheConfig) -> bool:
     """Whether config.json is there already. Raises: UserError where the folder's features are of another kind."""
     found = read_config(features)
     if found is None and any(Path(features).glob("*/*.pt")):
-        raise UserError(
-            f"nothing says what made the features in {features}: it has no config.json; move them away, or give "
-            "another --data"
-        )
+        remedy = "move them away, or give another --data"
+        raise UserError(f"nothing says what made the features in {features}: it has no config.json; {remedy}")
     if found is not None and (differences := found.differences(config)):
-        raise UserError(
-            f"{features} holds features of another kind ({differences}); preprocess with the same encoder and flags "
-            "as before, or move the old features away"
-        )
+        remedy = "use the same encoder and flags as before, or move them away"
+        raise UserError(f"{features} holds features of another kind ({differences}); {remedy}")
     return found is not None
 
 

@@ -6,44 +6,15 @@ Letters: B clips, N tokens a clip, D their width.
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from features import cache
 from features.cache import Packed
 from runtime.files import UserError
-
-
-class FeatureDataset(Dataset):
-    """A split's cached features by lists of clip ids; all clips must be of one shape and dtype, the first one's.
-
-    An error is a batch's value here, not raised: a DataLoader would wrap it into its worker's traceback.
-    """
-
-    def __init__(self, folder: Path, first_id: str) -> None:
-        self.folder, self.first = folder, folder / f"{first_id}.pt"
-        self.kind = _kind(cache.load(self.first))
-
-    def __getitem__(self, ids: list[str]) -> Packed | Exception:
-        """A batch (B, N, D), or the first error in it."""
-        try:
-            clips = [self._load(self.folder / f"{clip_id}.pt") for clip_id in ids]
-        except (UserError, OSError) as error:
-            return error
-        return Packed(*(None if part[0] is None else default_collate(part) for part in zip(*clips, strict=True)))
-
-    def _load(self, path: Path) -> Packed:
-        clip = cache.load(path)
-        if (kind := _kind(clip)) != self.kind:
-            both = f"{self.first} is {self.kind}, {path} is {kind}"
-            raise UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
-        return clip
-
-
-def _kind(clip: Packed) -> str:
-    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
 
 
 def feature_batches(
@@ -57,10 +28,11 @@ def feature_batches(
     """
     if not id_batches:
         return
+    first = Path(folder) / f"{id_batches[0][0]}.pt"
     loader = DataLoader(
-        FeatureDataset(Path(folder), id_batches[0][0]),
-        batch_size=None,  # what the sampler gives is a batch already
-        sampler=id_batches,
+        id_batches,
+        batch_size=None,  # an item is a batch already
+        collate_fn=partial(_read, first, _kind(cache.load(first))),
         num_workers=min(workers, len(id_batches)),
         pin_memory=pin,
         generator=torch.Generator(),  # without one it would draw from the generator that dropout draws from
@@ -70,6 +42,24 @@ def feature_batches(
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _read(first: Path, kind: str, ids: list[str]) -> Packed | Exception:
+    """A batch of clips like `first` (B, N, D); an error is returned: raised, it would become a worker's traceback."""
+    clips = []
+    try:
+        for path in (first.parent / f"{clip_id}.pt" for clip_id in ids):
+            clips.append(cache.load(path))
+            if (found := _kind(clips[-1])) != kind:
+                both = f"{first} is {kind}, {path} is {found}"
+                raise UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
+    except (UserError, OSError) as error:
+        return error
+    return Packed(*(None if part[0] is None else default_collate(part) for part in zip(*clips, strict=True)))
+
+
+def _kind(clip: Packed) -> str:
+    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

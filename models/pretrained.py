@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from runtime.files import UserError
+from runtime.signals import Interrupted
 
 
 def find(name: str, near: Path | None = None) -> str:
@@ -51,7 +52,7 @@ def loading(what: str, name: str, flag: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, Interrupted):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and the hub raise whatever they meet
         reason = " ".join((str(error) or type(error).__name__).strip().splitlines()[:2])

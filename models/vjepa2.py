@@ -23,7 +23,8 @@ from runtime.files import UserError
 from video.reader import MEAN, STD, Transform
 
 DEFAULT_ENCODER = "facebook/vjepa2-vitl-fpc64-256"
-TOKENS_ON_CPU = 2048  # in a batch: more make no matrix product faster, and the last batch longer
+# In a batch: on a CPU more make no matrix product faster; on a GPU 16 clips of the default encoder.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 65536
 
 
 class VideoEncoder:
@@ -91,36 +92,23 @@ class VideoEncoder:
         mean, std = look.view(2, 3, 1, 1)
         return self.model(((clips.float() / 255 - mean) / std).to(self.dtype)).last_hidden_state
 
-    def _blank(self, clips: int) -> Tensor:
-        size = self.transform.size
-        return torch.zeros(clips, self.frames, 3, size, size, dtype=torch.uint8)
-
     def prepare(self, batch: int | None) -> int:
         """Make ready for many batches of one size (None: chosen here), and return it; on a GPU, compile."""
-        if self.device.type != "cuda":
-            batch = batch or max(1, min(16, TOKENS_ON_CPU // self.tokens))
+        on_gpu = self.device.type == "cuda"
+        batch = batch or max(1, min(16, (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // self.tokens))
+        if not on_gpu:
             # How a matrix product rounds depends on its number of rows, where they are few. Pad smaller batches to this
             # size, so that a clip's features are bitwise the same in any batch, and in a run that was resumed.
             self._batch = batch if self.tokens < 1024 else 0
             return batch
-        batch = batch or self._largest_batch()
-        eager = self._forward
+        eager, size = self._forward, self.transform.size
         try:
             self._forward = torch.compile(eager, dynamic=False)
             self._batch = batch  # the compiled encoder knows one shape
-            self.encode(self._blank(batch))
+            self.encode(torch.zeros(batch, self.frames, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, OSError, ImportError, SubprocessError):  # no C compiler, say: slower, the same features
             self._forward, self._batch = eager, 0
         return batch
-
-    def _largest_batch(self, most: int = 32) -> int:
-        """By the memory that two clips take; past `most` a larger batch has nothing left to fill."""
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.encode(self._blank(2))
-        clip = (torch.cuda.max_memory_allocated(self.device) - before) / 2
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, min(most, int(0.8 * free / clip)))
 
 
 def _load(name: str, dtype: torch.dtype, look: Transform | None) -> tuple[Any, Transform]:

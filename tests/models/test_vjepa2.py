@@ -9,6 +9,7 @@ from transformers import AutoModel, VideoMAEConfig, VJEPA2Config, VJEPA2ForVideo
 from features import cache
 from models.vjepa2 import VideoEncoder
 from runtime.files import UserError
+from runtime.signals import Interrupted
 from tests import tiny
 from video import reader as frames
 from video.reader import Transform
@@ -114,6 +115,16 @@ def test_a_folder_of_another_model_is_told_as_what_it_is(tmp_path):
 def test_an_encoder_that_is_gone_is_told_as_such(tmp_path):
     with pytest.raises(UserError, match="nowhere does not load: there is no such folder; say with --encoder"):
         VideoEncoder(tmp_path / "nowhere", "cpu", frames=4)
+
+
+@pytest.mark.parametrize("error", [Interrupted(15), MemoryError(), KeyboardInterrupt()])
+def test_a_stop_while_the_encoder_loads_is_not_told_as_damage(vjepa, monkeypatch, error):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", stop)
+    with pytest.raises(type(error)):
+        VideoEncoder(vjepa, "cpu", frames=4)
 
 
 def test_an_encoder_with_a_classifiers_head_loads_in_silence(vjepa, tmp_path, capfd):
