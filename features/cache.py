@@ -24,6 +24,7 @@ from runtime.files import UserError
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOLS = (1, 2, 4)
 Grid = tuple[int, int, int]
+_DAMAGED = "the checkpoint's description of its features is damaged; use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class CacheConfig:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "the checkpoint's description of its features") -> Self:
-        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where they are damaged."""
+    def from_dict(cls, values: Mapping[str, Any], damaged: str = _DAMAGED) -> Self:
+        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError (`damaged`) where it is none."""
         try:
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
             config = cls(**known | {key: tuple(map(float, known[key])) for key in ("mean", "std")})
@@ -58,7 +59,7 @@ class CacheConfig:
         except (LookupError, TypeError, ValueError, OverflowError):
             good = False
         if not good:
-            raise UserError(f"{where} is damaged; delete it and preprocess again")
+            raise UserError(damaged)
         return config
 
     def differences(self, other: "CacheConfig") -> str:
@@ -76,7 +77,8 @@ def read_config(features: Path | str) -> CacheConfig | None:
     path = Path(features) / "config.json"
     if not path.exists():
         return None
-    return CacheConfig.from_dict(files.read_json(path, "the feature cache"), f"the feature cache: {path}")
+    damaged = f"the feature cache: {path} is damaged; delete {features} and preprocess again"
+    return CacheConfig.from_dict(files.read_json(path, "the feature cache"), damaged)
 
 
 def check_config(features: Path | str, config: CacheConfig) -> bool:
