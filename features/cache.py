@@ -1,20 +1,19 @@
 """The feature cache: one small file a clip (dataset.py reads them back in batches).
 
-A clip's patch tokens (N, D) are kept as float16, bfloat16, or int8 with one scale a token, after an optional
-mean over pool x pool patches of one time step. `features/config.json` says what made the cache, so that features
-of two encoders, sizes or samplings are never mixed.
+A clip's patch tokens (N, D) are kept as float16, bfloat16, or int8 with one scale a token, after an optional mean over
+pool x pool patches of one time step. `features/config.json` says what made them, so that two kinds are never mixed.
 
 Letters: B clips, N tokens a clip, D their width; a grid (T', H', W') has N = T' * H' * W' tokens before pooling.
 """
 
 import io
 import math
-import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from runtime.files import UserError
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOLS = (1, 2, 4)
 Grid = tuple[int, int, int]
+_DAMAGED = "the checkpoint's description of its features is damaged; use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,28 @@ class CacheConfig:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CacheConfig":
-        """The inverse of `to_dict`. Raises: UserError where a field is missing or holds something else."""
+    def from_dict(cls, values: Mapping[str, Any], damaged: str = _DAMAGED) -> Self:
+        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError (`damaged`) where it is none."""
         try:
-            known = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name != "weights"}
-            known["mean"], known["std"] = (tuple(float(x) for x in known[key]) for key in ("mean", "std"))
-            config = cls(**known)
+            known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+            config = cls(**known | {key: tuple(map(float, known[key])) for key in ("mean", "std")})
             counts = (config.frames, config.size, config.tokens, config.dim)
             good = all(type(count) is int and count > 0 for count in counts) and len(config.mean) == 3
             good = good and len(config.std) == 3 and config.dtype in DTYPES and config.pool in POOLS
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             good = False
         if not good:
-            raise UserError("the description of the features (config.json) is damaged; make the cache again")
+            raise UserError(damaged)
         return config
 
     def differences(self, other: "CacheConfig") -> str:
-        """The fields in which two caches differ, as "dim 32, not 64; pool 1, not 2"; "" where they do not.
-
-        The same weights may have two names.
-        """
-        known = bool(self.weights and other.weights)
-        skip = {"encoder"} if known and self.weights == other.weights else set() if known else {"weights"}
+        """The fields in which two caches differ, as "dim 32, not 64; pool 1, not 2"; "" where they do not."""
         mine, theirs = asdict(self), asdict(other)
-        both = [(key, mine[key], theirs[key]) for key in mine if key not in skip]
-        return "; ".join(f"{key} {ours}, not {other}" for key, ours, other in both if ours != other)
+        if not self.weights or not other.weights:
+            del mine["weights"]
+        elif self.weights == other.weights:
+            del mine["encoder"]  # the same weights may have two names
+        return "; ".join(f"{key} {value}, not {theirs[key]}" for key, value in mine.items() if value != theirs[key])
 
 
 def read_config(features: Path | str) -> CacheConfig | None:
@@ -80,29 +77,19 @@ def read_config(features: Path | str) -> CacheConfig | None:
     path = Path(features) / "config.json"
     if not path.exists():
         return None
-    values = files.read_json(path, "the feature cache")
-    try:
-        return CacheConfig.from_dict(values)
-    except UserError:
-        raise UserError(f"the feature cache: {path} is damaged; delete {features} and preprocess again") from None
+    damaged = f"the feature cache: {path} is damaged; delete {features} and preprocess again"
+    return CacheConfig.from_dict(files.read_json(path, "the feature cache"), damaged)
 
 
 def check_config(features: Path | str, config: CacheConfig) -> bool:
-    """Whether config.json is there already, and says the same.
-
-    Raises: UserError where another configuration, or an unknown one, made what is in the folder.
-    """
+    """Whether config.json is there already. Raises: UserError where the folder's features are of another kind."""
     found = read_config(features)
-    if found is None and (unknown := next(Path(features).glob("*/*.pt"), None)) is not None:
-        raise UserError(
-            f"nothing says what made {unknown}: there is no {Path(features) / 'config.json'}; move the old features "
-            "away, or give another --data"
-        )
+    if found is None and any(Path(features).glob("*/*.pt")):
+        remedy = "move them away, or give another --data"
+        raise UserError(f"nothing says what made the features in {features}: it has no config.json; {remedy}")
     if found is not None and (differences := found.differences(config)):
-        raise UserError(
-            f"{features} holds features of another kind ({differences}); preprocess with the same encoder and flags "
-            "as before, or move the old features away"
-        )
+        remedy = "use the same encoder and flags as before, or move them away"
+        raise UserError(f"{features} holds features of another kind ({differences}); {remedy}")
     return found is not None
 
 
@@ -116,9 +103,9 @@ def claim_config(features: Path | str, config: CacheConfig) -> None:
 def check_same_features(
     made: Mapping[str, Any] | None, features: Path | str, checkpoint_path: Path | str, published: bool = False
 ) -> None:
-    """Compare the features that a checkpoint learnt from (`made`, of its config; None: unknown) with a folder's.
+    """Raises: UserError where a folder's features are not of the kind (`made`) that a checkpoint learnt from.
 
-    A `published` checkpoint does not say what made its features. Raises: UserError where they are of another kind.
+    Whatever is unknown passes: a `published` checkpoint, or cache, does not say what made its features.
     """
     found = read_config(features)
     if made is None or found is None or published:
@@ -136,6 +123,14 @@ class Packed(NamedTuple):
     values: Tensor  # (N, D) or (B, N, D)
     scales: Tensor | None = None  # (N, 1) or (B, N, 1), float16
 
+    def stored(self) -> Tensor | dict[str, Tensor]:
+        """As a clip's file holds it: a bare tensor, or {"values", "scales"} for int8."""
+        return self.values if self.scales is None else self._asdict()
+
+    def is_finite(self) -> bool:
+        """Whether there is no NaN or Inf. The extremes tell, NaN too, 15 times faster than torch.isfinite."""
+        return all(map(math.isfinite, torch.aminmax(self.values if self.scales is None else self.scales)))
+
 
 def check_pool(grid: Grid, pool: int) -> None:
     """Raises: UserError where `pool` x `pool` patches do not tile a time step of `grid`."""
@@ -147,9 +142,8 @@ def check_pool(grid: Grid, pool: int) -> None:
 def quantize(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) -> Packed:
     """Pool features (N, D) or (B, N, D), and round them to `dtype`; `grid` (T', H', W') is needed where pool > 1.
 
-    int8: x = round(x / s), s = max|x| / 127 over the token, s rounded to float16 before it divides, so that
-    what is stored and what is multiplied back are one number. NaN and Inf stay so (`save` refuses them): looking for
-    them here would make a GPU wait.
+    int8: round(x / s), s = max|x| / 127 over the token, rounded to float16 before it divides, as it is multiplied back.
+    NaN and Inf stay so (`save` refuses them): looking for them here would make a GPU wait.
     """
     if pool > 1:
         steps, height, width = grid
@@ -173,38 +167,25 @@ def dequantize(packed: Packed, device: torch.device | str = "cpu", dtype: torch.
 
 
 def save(path: Path | str, packed: Packed) -> None:
-    """Write one clip's features (N, D): a bare tensor, or {"values", "scales"} for int8.
-
-    Raises: ValueError, and writes nothing, where features are NaN, Inf, or were too large for what they are kept as.
-    """
+    """Write one clip's features (N, D). Raises: ValueError, and writes nothing, where any is NaN, Inf or too large."""
     # clone: a slice of a batch would take the whole batch's storage into the file
     packed = Packed(*(None if tensor is None else tensor.detach().cpu().clone() for tensor in packed))
-    if not _is_finite(packed):
+    if not packed.is_finite():
         raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
-    files.save_tensors(path, packed.values if packed.scales is None else packed._asdict())
+    files.save_tensors(path, packed.stored())
 
 
 @lru_cache
 def bytes_per_clip(config: CacheConfig) -> int:
     """The size of one clip's file."""
-    packed = quantize(torch.zeros(config.tokens, config.dim), config.dtype)
     file = io.BytesIO()
-    torch.save(packed.values if packed.scales is None else packed._asdict(), file)
+    torch.save(quantize(torch.zeros(config.tokens, config.dim), config.dtype).stored(), file)
     return file.tell()
 
 
 def is_cached(path: Path | str, config: CacheConfig) -> bool:
-    """Whether a whole file of the right size is there. Cheap: it looks at the file's length and its last bytes.
-
-    The length may differ by a little from today's, since another version of torch may have written it.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 22))
-            end = file.read(22)  # the record that ends a zip archive
-            return abs(file.tell() - bytes_per_clip(config)) < 4096 and end.startswith(b"PK\x05\x06")
-    except OSError:
-        return False
+    """Whether a whole file of the right size, to what versions of torch differ by, is there; it is not read."""
+    return zipfile.is_zipfile(path) and abs(Path(path).stat().st_size - bytes_per_clip(config)) < 4096
 
 
 def load(path: Path | str) -> Packed:
@@ -216,27 +197,22 @@ def load(path: Path | str) -> Packed:
         raise files.Vanished(f"features: there is no file {path} any more; preprocess that clip again")
     stored = files.load_tensors(path, "features", mmap=True)
     values, scales = (stored.get("values"), stored.get("scales")) if isinstance(stored, dict) else (stored, None)
-    if isinstance(values, Tensor) and values.ndim == 3 and len(values) == 1:
-        values = values[0]
+    if isinstance(values, Tensor) and values.ndim == 3:
+        values = values.squeeze(0)
     if not _is_clip(values, scales):
         raise UserError(f"features: {path} does not hold one clip's features (N, D); preprocess it again")
     packed = Packed(values.detach(), scales)
-    if not _is_finite(packed):
+    if not packed.is_finite():
         raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
     return packed
 
 
 def _is_clip(values: Any, scales: Any) -> bool:
-    """Whether these are the parts of one clip: dense, of a dtype that the cache knows, and of shapes that fit."""
-    if not isinstance(values, Tensor) or values.ndim != 2 or values.numel() == 0:
+    """Whether these are the parts of one clip, of a dtype that the cache knows and of shapes that fit."""
+    if not isinstance(values, Tensor) or not values.is_cpu or values.layout != torch.strided:
         return False
-    if values.layout != torch.strided or values.device.type != "cpu":  # "meta" has no numbers
+    if values.ndim != 2 or values.numel() == 0:
         return False
     if values.dtype != torch.int8:
         return scales is None and values.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return isinstance(scales, Tensor) and scales.dtype == torch.float16 and scales.shape == (len(values), 1)
-
-
-def _is_finite(packed: Packed) -> bool:
-    """Whether there is no NaN or Inf. The extremes tell, NaN too: 15 times faster than torch.isfinite(all of them)."""
-    return all(map(math.isfinite, torch.aminmax(packed.values if packed.scales is None else packed.scales)))

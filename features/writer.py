@@ -1,7 +1,8 @@
 """Features to files in the background, a bounded number of batches behind the encoder."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,36 @@ BATCHES = 2  # that wait or are being written: a disk slower than the encoder mu
 THREADS = 8  # each waits for the disk most of its time
 
 
-class Writer:
+class Writer(ThreadPoolExecutor):
     """Writes batches of clips in threads; use it in a `with`, which ends with all of them written."""
 
     def __init__(self, failures: dict[Any, str]) -> None:
         """`failures` gets the reason, by its key, of each clip whose features are not numbers."""
-        self.failures = failures
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="writing")
-        self._waiting: deque[list[Future[None]]] = deque()
-
-    def __enter__(self) -> "Writer":
-        """Ready."""
-        return self
-
-    def __exit__(self, error_type: type | None, *_: object) -> None:
-        """Wait for all that was begun; where the `with` ends with an error, give up what was not begun."""
-        try:
-            while self._waiting and error_type is None:
-                self._finish_oldest()
-        finally:
-            self._threads.shutdown(wait=True, cancel_futures=True)
+        super().__init__(THREADS)
+        self._failures = failures
+        self._batches: deque[Iterator[None]] = deque()
 
     def write(self, clips: list[tuple[Any, Path]], packed: Packed) -> None:
         """Write a batch soon: `clips` holds the key and the file of each row of `packed` (B, N, D).
 
         Raises: OSError where an earlier one could not be written.
         """
-        if len(self._waiting) == BATCHES:
-            self._finish_oldest()
+        if len(self._batches) == BATCHES:
+            list(self._batches.popleft())
         rows = [Packed(*(None if part is None else part[row] for part in packed)) for row in range(len(clips))]
-        begun = [self._threads.submit(self._save, *clip, row) for clip, row in zip(clips, rows, strict=True)]
-        self._waiting.append(begun)
+        self._batches.append(self.map(self._save, clips, rows))
 
-    def _finish_oldest(self) -> None:
-        for future in self._waiting.popleft():
-            future.result()
-
-    def _save(self, key: Any, path: Path, clip: Packed) -> None:
+    def _save(self, clip: tuple[Any, Path], packed: Packed) -> None:
+        key, path = clip
         try:
-            cache.save(path, clip)
+            cache.save(path, packed)
         except ValueError as error:
-            self.failures[key] = str(error)
+            self._failures[key] = str(error)
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        """Wait for all that was begun; where the `with` ends with an error, give up what was not begun."""
+        try:
+            while self._batches and error_type is None:
+                list(self._batches.popleft())
+        finally:
+            self.shutdown(cancel_futures=True)

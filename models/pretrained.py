@@ -9,16 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
 from runtime.files import UserError
-
-# What transformers, json, safetensors and huggingface_hub were seen to raise where a folder is damaged or of another
-# kind, or a hub does not answer. tokenizers raises bare Exceptions.
-DAMAGE = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
-DAMAGE += (ImportError, SafetensorError, StrictDataclassError)
+from runtime.signals import Interrupted
 
 
 def find(name: str, near: Path | None = None) -> str:
@@ -30,10 +24,7 @@ def find(name: str, near: Path | None = None) -> str:
 
 
 def check_name(name: str, flag: str) -> str:
-    """The name, of a local folder or one that a hub may have.
-
-    Raises: UserError where it can only be a local folder's, and there is none: no hub is asked.
-    """
+    """The name itself. Raises: UserError where it can only be a local folder's, and there is none: no hub is asked."""
     local = Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
     if not Path(name).is_dir() and (local or "\\" in name or ":" in name or Path(name).exists()):
         raise UserError(f"{name} does not load: there is no such folder; say with {flag} where the model is")
@@ -48,7 +39,7 @@ def keep(name: str) -> str:
 
 @contextlib.contextmanager
 def loading(what: str, name: str, flag: str) -> Iterator[None]:
-    """Within it `name` is loaded, and nothing else done: quietly, and with damage told in one line.
+    """Within it `name` is loaded, quietly, and nothing of this project runs: whatever fails there is its damage.
 
     Raises: UserError where the folder, or the hub's model, is damaged or of another kind.
     """
@@ -61,11 +52,9 @@ def loading(what: str, name: str, flag: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, Interrupted):
         raise
-    except Exception as error:
-        if not isinstance(error, DAMAGE) and type(error) is not Exception:
-            raise
+    except Exception as error:  # transformers, tokenizers, safetensors and the hub raise whatever they meet
         reason = " ".join((str(error) or type(error).__name__).strip().splitlines()[:2])
         raise UserError(f"{what} {name!r} does not load ({reason}); give {flag} a hub name or a local folder") from None
     finally:
@@ -75,11 +64,7 @@ def loading(what: str, name: str, flag: str) -> Iterator[None]:
 
 
 def fingerprint(model: nn.Module, dtype: torch.dtype) -> str:
-    """A name for a model's weights, whatever folder they are in: 16 hex digits of a hash of some of each tensor.
-
-    Read through `dtype`, in which the same weights agree on a GPU and on a CPU.
-    """
-    parts = [
-        p.detach().flatten()[:: max(1, p.numel() // 256)][:256].to(dtype) for _, p in sorted(model.named_parameters())
-    ]
+    """A name for weights, whatever folder they are in: 16 hex digits of a hash of some of each tensor, as `dtype`."""
+    tensors = [tensor.detach().flatten() for _, tensor in sorted(model.named_parameters())]
+    parts = [tensor[:: max(1, len(tensor) // 256)][:256].to(dtype) for tensor in tensors]
     return hashlib.sha256(torch.cat(parts).cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]

@@ -6,9 +6,11 @@ Letters: B clips, T frames, S pixels each way, N patch tokens a clip, D their wi
 N = T' * H' * W' tokens.
 """
 
-import subprocess
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -21,10 +23,8 @@ from runtime.files import UserError
 from video.reader import MEAN, STD, Transform
 
 DEFAULT_ENCODER = "facebook/vjepa2-vitl-fpc64-256"
-TOKENS_ON_CPU = 2048  # in a batch: more make no matrix product faster, and the last batch longer
-# torch.compile on a machine or a Python that it does not support, or without a C compiler: RuntimeError is the base of
-# torch._dynamo's and torch._inductor's own.
-NOT_COMPILED = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
+# In a batch: on a CPU more make no matrix product faster; on a GPU 16 clips of the default encoder.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 65536
 
 
 class VideoEncoder:
@@ -36,29 +36,25 @@ class VideoEncoder:
         device: torch.device | str = "cpu",
         frames: int = 32,
         crop: bool = False,
-        size: int | None = None,
         transform: Transform | None = None,
     ) -> None:
         """Load `name`, of the hub or a local folder; `transform` replaces the one that its files describe.
 
-        Raises: UserError where it does not load, is no V-JEPA 2, or does not fit `frames` or `size`.
+        Raises: UserError where it does not load, is no V-JEPA 2, or does not fit `frames` or the size.
         """
         self.name, self.device, self.frames = pretrained.keep(str(name)), torch.device(device), frames
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        model, described = _load(self.name, self.dtype, size if transform is None else transform.size)
-        self.transform = transform or Transform(described.size, crop, described.mean, described.std)
-        config = model.config
-        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-        if frames % config.tubelet_size:
-            raise UserError(f"--frames {frames} is not a multiple of {config.tubelet_size}, this encoder's tubelet")
-        if self.transform.size % patch:
-            raise UserError(f"{self.transform.size} pixels are not a multiple of {patch}, this encoder's patch")
-        side = self.transform.size // patch
-        self.grid: Grid = (frames // config.tubelet_size, side, side)
-        self.tokens, self.dim = self.grid[0] * side * side, config.hidden_size
+        model, described = _load(self.name, self.dtype, transform)
+        self.transform = transform or replace(described, crop=crop)
+        pixels, patch, tubelet = self.transform.size, model.config.patch_size, model.config.tubelet_size
+        if frames % tubelet:
+            raise UserError(f"--frames {frames} is not a multiple of {tubelet}, this encoder's tubelet")
+        if pixels % patch:
+            raise UserError(f"{pixels} pixels are not a multiple of {patch}, this encoder's patch")
+        self.grid: Grid = (frames // tubelet, pixels // patch, pixels // patch)
+        self.tokens, self.dim = math.prod(self.grid), model.config.hidden_size
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
-        # Through float16, so that an encoder is the same one on a GPU and on a CPU.
-        self.weights = pretrained.fingerprint(self.model, torch.float16)
+        self.weights = pretrained.fingerprint(self.model, torch.float16)  # the same on a GPU and on a CPU
         self._batch = 0  # smaller batches are padded to this size
         self._forward = self._normalize_and_encode
 
@@ -66,18 +62,12 @@ class VideoEncoder:
     def from_config(
         cls, config: CacheConfig | Mapping[str, Any], device: torch.device | str = "cpu", name: str | Path | None = None
     ) -> "VideoEncoder":
-        """The encoder that made a cache; `name` where it lies elsewhere by now.
-
-        Raises: UserError where the encoder of that name has other weights than the cache was made with.
-        """
-        if not isinstance(config, CacheConfig):
-            config = CacheConfig.from_dict(config)
-        transform = Transform(config.size, config.crop, config.mean, config.std)
-        encoder = cls(name or config.encoder, device, config.frames, transform=transform)
-        if encoder.dim != config.dim or (config.weights and config.weights != encoder.weights):
-            raise UserError(
-                f"the encoder {encoder.name} is not the one that made the features; name that one with --encoder"
-            )
+        """The encoder that made a cache; `name` where it lies elsewhere by now. Raises: UserError where it differs."""
+        made = config if isinstance(config, CacheConfig) else CacheConfig.from_dict(config)
+        transform = Transform(made.size, made.crop, made.mean, made.std)
+        encoder = cls(name or made.encoder, device, made.frames, transform=transform)
+        if encoder.dim != made.dim or (made.weights and made.weights != encoder.weights):
+            raise UserError(f"the encoder {encoder.name} is not the one that made the features; give that --encoder")
         return encoder
 
     def cache_config(self, dtype: str = "float16", pool: int = 1) -> CacheConfig:
@@ -87,10 +77,7 @@ class VideoEncoder:
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
-        """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D) on the encoder's device.
-
-        Raises: UserError where a GPU cannot hold that many.
-        """
+        """Patch tokens of clips: uint8 (B, T, 3, S, S) -> (B, N, D). Raises: UserError where the GPU is too small."""
         count = len(clips)
         clips = clips.to(self.device, non_blocking=True)
         if count < self._batch:
@@ -101,44 +88,31 @@ class VideoEncoder:
             raise UserError(f"the GPU cannot hold {len(clips)} clips at once: lower --batch-size") from None
 
     def _normalize_and_encode(self, clips: Tensor) -> Tensor:
-        mean = torch.tensor(self.transform.mean, device=self.device).view(3, 1, 1)
-        std = torch.tensor(self.transform.std, device=self.device).view(3, 1, 1)
-        pixels = ((clips.float() / 255 - mean) / std).to(self.dtype)
-        return self.model(pixels).last_hidden_state
+        look = torch.tensor([self.transform.mean, self.transform.std], device=self.device)  # (2, 3)
+        mean, std = look.view(2, 3, 1, 1)
+        return self.model(((clips.float() / 255 - mean) / std).to(self.dtype)).last_hidden_state
 
     def prepare(self, batch: int | None) -> int:
         """Make ready for many batches of one size (None: chosen here), and return it; on a GPU, compile."""
-        if self.device.type != "cuda":
-            batch = batch or max(1, min(16, TOKENS_ON_CPU // self.tokens))
-            # How a matrix product rounds depends on its number of rows, where they are few. Smaller batches are padded
-            # to this size, so that a clip's features are bitwise the same in any batch: a run that was stopped and
-            # resumed writes the files that it would have written. With many tokens padding would take time, and the
-            # rounding does not depend on the batch.
+        on_gpu = self.device.type == "cuda"
+        batch = batch or max(1, min(16, (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // self.tokens))
+        if not on_gpu:
+            # How a matrix product rounds depends on its number of rows, where they are few. Pad smaller batches to this
+            # size, so that a clip's features are bitwise the same in any batch, and in a run that was resumed.
             self._batch = batch if self.tokens < 1024 else 0
             return batch
-        batch = batch or self._largest_batch()
-        eager = self._forward
+        eager, size = self._forward, self.transform.size
         try:
             self._forward = torch.compile(eager, dynamic=False)
             self._batch = batch  # the compiled encoder knows one shape
-            self.encode(torch.zeros(batch, self.frames, 3, self.transform.size, self.transform.size, dtype=torch.uint8))
-        except NOT_COMPILED:  # slower, the same features
+            self.encode(torch.zeros(batch, self.frames, 3, size, size, dtype=torch.uint8))
+        except (RuntimeError, OSError, ImportError, SubprocessError):  # no C compiler, say: slower, the same features
             self._forward, self._batch = eager, 0
         return batch
 
-    def _largest_batch(self, most: int = 32) -> int:
-        """By the memory that two clips take; past `most` a larger batch has nothing left to fill."""
-        size = self.transform.size
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.encode(torch.zeros(2, self.frames, 3, size, size, dtype=torch.uint8))
-        clip = (torch.cuda.max_memory_allocated(self.device) - before) / 2
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, min(most, int(0.8 * free / clip)))
 
-
-def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transform]:
-    """The model, and the transform that its files describe."""
+def _load(name: str, dtype: torch.dtype, look: Transform | None) -> tuple[Any, Transform]:
+    """The model for frames like `look`, and the transform that its files describe."""
     from transformers import AutoConfig, AutoModel
 
     name = pretrained.check_name(pretrained.find(name), "--encoder")
@@ -146,26 +120,22 @@ def _load(name: str, dtype: torch.dtype, size: int | None) -> tuple[Any, Transfo
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type != "vjepa2":
         raise UserError(f"the encoder {name!r} does not load: it is a {config.model_type}, not a V-JEPA 2")
-    described = _described_transform(name, config)
-    if size is not None:
-        described = Transform(size, False, described.mean, described.std)
-    config.crop_size = described.size  # what the rotary positions are counted by
+    look = look or _described_transform(name, config)
+    config.crop_size = look.size  # what the rotary positions are counted by
+    settings = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
     with pretrained.loading("the encoder", name, "--encoder"):
-        loaded = AutoModel.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
+        loaded = AutoModel.from_pretrained(name, **settings)
     model, report = loaded
     if missing := [key for key in report["missing_keys"] if key.startswith("encoder.")]:
         raise UserError(f"the encoder {name!r} does not load: it lacks {len(missing)} of its weights")
-    return model, described
+    return model, look
 
 
 def _described_transform(name: str, config: Any) -> Transform:
     """Size, mean and std as the model's preprocessor file has them; the model's crop and ImageNet's else."""
     from transformers.utils import cached_file
 
-    causes = ("missing_entries", "gated_repo", "connection_errors")
-    optional = {f"_raise_exceptions_for_{cause}": False for cause in causes}
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     described: dict[str, Any] = {}
     try:
         for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
@@ -173,9 +143,7 @@ def _described_transform(name: str, config: Any) -> Transform:
                 described.update(files.read_json(path, "the encoder"))
         crop = described.get("crop_size") or config.crop_size
         size = int(crop["height"] if isinstance(crop, dict) else crop)
-        mean, std = (
-            tuple(map(float, described.get(key) or usual)) for key, usual in (("image_mean", MEAN), ("image_std", STD))
-        )
+        mean = tuple(map(float, described.get("image_mean") or MEAN))
+        return Transform(size, False, mean, tuple(map(float, described.get("image_std") or STD)))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"the encoder: the preprocessor's file in {name} is damaged; download it again") from None
-    return Transform(size, False, mean, std)

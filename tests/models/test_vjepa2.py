@@ -9,6 +9,7 @@ from transformers import AutoModel, VideoMAEConfig, VJEPA2Config, VJEPA2ForVideo
 from features import cache
 from models.vjepa2 import VideoEncoder
 from runtime.files import UserError
+from runtime.signals import Interrupted
 from tests import tiny
 from video import reader as frames
 from video.reader import Transform
@@ -59,7 +60,7 @@ def test_the_checkpoints_own_preprocessor_file_is_followed(vjepa, tmp_path):
 
 
 def test_an_encoder_is_rebuilt_from_what_the_cache_says(vjepa, tmp_path):
-    encoder = VideoEncoder(vjepa, "cpu", frames=6, crop=True, size=48)
+    encoder = VideoEncoder(vjepa, "cpu", frames=6, transform=Transform(48, crop=True))
     config = encoder.cache_config("int8", 2)
     assert (config.tokens, config.dim, config.pool, config.size) == (27, 24, 2, 48)
     again = VideoEncoder.from_config(config.to_dict(), "cpu")
@@ -81,7 +82,7 @@ def test_another_encoder_under_the_same_name_is_noticed(vjepa, tmp_path):
 @pytest.mark.parametrize(("frames", "size", "said"), [(5, None, "multiple of 2"), (4, 36, "multiple of 8")])
 def test_frames_and_sizes_that_do_not_fit_are_refused(vjepa, frames, size, said):
     with pytest.raises(UserError, match=said):
-        VideoEncoder(vjepa, "cpu", frames=frames, size=size)
+        VideoEncoder(vjepa, "cpu", frames=frames, transform=size and Transform(size))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "without weights", "one layer more", "no numbers", "no settings"])
@@ -114,6 +115,16 @@ def test_a_folder_of_another_model_is_told_as_what_it_is(tmp_path):
 def test_an_encoder_that_is_gone_is_told_as_such(tmp_path):
     with pytest.raises(UserError, match="nowhere does not load: there is no such folder; say with --encoder"):
         VideoEncoder(tmp_path / "nowhere", "cpu", frames=4)
+
+
+@pytest.mark.parametrize("error", [Interrupted(15), MemoryError(), KeyboardInterrupt()])
+def test_a_stop_while_the_encoder_loads_is_not_told_as_damage(vjepa, monkeypatch, error):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", stop)
+    with pytest.raises(type(error)):
+        VideoEncoder(vjepa, "cpu", frames=4)
 
 
 def test_an_encoder_with_a_classifiers_head_loads_in_silence(vjepa, tmp_path, capfd):
