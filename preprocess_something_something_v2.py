@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--crop", action="store_true", help="resize the shortest edge and crop the centre: no squashed frames")
     add("--dtype", choices=list(cache.DTYPES), default="float16", help="what features are kept as; int8: half the disk")
     add("--pool", type=int, choices=cache.POOLS, default=1, help="keep the mean of POOL x POOL patches of a time step")
-    add("--batch-size", type=cli.count, help="clips encoded at once (default: what fills the GPU; few on a CPU)")
+    add("--batch-size", type=cli.count, help="clips encoded at once (default: by the tokens of a clip, at most 16)")
     add("--workers", type=cli.count, default=cores(), help="processes that decode, for each process that encodes")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding one clip may take")
     cli.add_device(parser)

@@ -6,37 +6,74 @@ Letters: B clips, N tokens a clip, D their width.
 import os
 import signal
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from features import cache
 from features.cache import Packed
 from runtime.files import UserError
 
 
+class FeatureDataset(Dataset):
+    """A split's cached features by clip id; all clips must be of one shape and dtype, the first one's.
+
+    An error is a clip's value here, not raised: a DataLoader would wrap it into its worker's traceback.
+    """
+
+    def __init__(self, folder: Path, first_id: str) -> None:
+        self.folder, self.first = folder, folder / f"{first_id}.pt"
+        self.kind = _kind(cache.load(self.first))
+
+    def __getitem__(self, clip_id: str) -> Packed | Exception:
+        """One clip (N, D)."""
+        path = self.folder / f"{clip_id}.pt"
+        try:
+            clip = cache.load(path)
+        except (UserError, OSError) as error:
+            return error
+        if (kind := _kind(clip)) != self.kind:
+            both = f"{self.first} is {self.kind}, {path} is {kind}"
+            return UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
+        return clip
+
+
+def _kind(clip: Packed) -> str:
+    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
+
+
+def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
+    """Clips (N, D) to a batch (B, N, D), or the first error among them."""
+    if error := next((clip for clip in clips if isinstance(clip, Exception)), None):
+        return error
+    return Packed(*(None if part[0] is None else default_collate(list(part)) for part in zip(*clips, strict=True)))
+
+
 def feature_batches(
     folder: Path | str, id_batches: list[list[str]], workers: int = 2, pin: bool = False
 ) -> Iterator[Packed]:
-    """Batches (B, N, D) of a split's cached features, by the clip ids of each, in the order asked for.
+    """Batches (B, N, D) of cached features in the order asked for, read ahead by worker processes.
 
-    `workers` processes read, each at most two batches ahead (0: this one reads, when a batch is due). `pin`: into
-    page-locked memory, for non-blocking copies to a GPU.
+    Args:
+        folder: of one split.
+        id_batches: the clip ids of each batch.
+        workers: processes that read, each at most two batches ahead; 0: this one reads, when a batch is due.
+        pin: into page-locked memory, for non-blocking copies to a GPU.
+
     Raises, when the batch is due: UserError naming the file that is missing, damaged, or not like the first.
     """
     if not id_batches:
         return
-    first = Path(folder) / f"{id_batches[0][0]}.pt"
     loader = DataLoader(
-        id_batches,
-        batch_size=None,  # an item is a batch already
-        collate_fn=partial(_read, first, _kind(cache.load(first))),
+        FeatureDataset(Path(folder), id_batches[0][0]),
+        batch_sampler=id_batches,
+        collate_fn=_collate,
         num_workers=min(workers, len(id_batches)),
         pin_memory=pin,
         generator=torch.Generator(),  # without one it would draw from the generator that dropout draws from
         worker_init_fn=_leave_signals_to_the_parent,
+        multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
     )
     for batch in loader:
         if isinstance(batch, Exception):
@@ -44,26 +81,11 @@ def feature_batches(
         yield batch
 
 
-def _read(first: Path, kind: str, ids: list[str]) -> Packed | Exception:
-    """A batch of clips like `first` (B, N, D); an error is returned: raised, it would become a worker's traceback."""
-    clips = []
-    try:
-        for path in (first.parent / f"{clip_id}.pt" for clip_id in ids):
-            clips.append(cache.load(path))
-            if (found := _kind(clips[-1])) != kind:
-                both = f"{first} is {kind}, {path} is {found}"
-                raise UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
-    except (UserError, OSError) as error:
-        return error
-    return Packed(*(None if part[0] is None else default_collate(part) for part in zip(*clips, strict=True)))
-
-
-def _kind(clip: Packed) -> str:
-    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
-
-
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Terminals and torchrun signal whole process groups: only the parent is to stop, once it has saved."""
+    """The terminal and torchrun send their signals to whole process groups: the parent answers, and ends its workers.
+
+    A worker that ended by itself would be an error in the parent, in the midst of its saving.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there are no process groups

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from features.loader import FeatureLoader
 
 import evaluate
 import infer
@@ -15,6 +14,7 @@ import prepare_annotations
 import preprocess_something_something_v2 as preprocess
 import train
 from features import cache
+from features.reader import feature_batches
 from models.vjepa2 import VideoEncoder
 from qformer import QFormer, VideoCaptioner
 from tests import reference as textbook
@@ -67,7 +67,7 @@ def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
 @pytest.mark.parametrize("dtype", cache.DTYPES)
 def test_features_are_dequantized_on_the_gpu(dtype, tmp_path):
     cache.save(tmp_path / "a.pt", cache.quantize(some_features()[0], dtype))
-    ((_, packed),) = FeatureLoader(tmp_path, [["a", "a"]], pin=True)
+    (packed,) = feature_batches(tmp_path, [["a", "a"]], pin=True)
     assert packed.values.is_pinned()
     there = cache.dequantize(packed, GPU, torch.float32)
     assert there.device.type == "cuda" and torch.equal(there.cpu(), cache.dequantize(packed))
