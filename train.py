@@ -45,7 +45,7 @@ class Run:
             raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
         made, splits = saved and saved.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
-        self.captioner = make_captioner(args, context, self.layout, self.records["train"][0]["id"], saved)
+        self.captioner = self.make_captioner(saved)
         self.leave_out_long_captions()
         # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
         parameters = list(self.captioner.qformer.parameters())
@@ -59,6 +59,30 @@ class Run:
         context.check_equal([clips, self.epoch, self.step, self.total], "clips and checkpoint")
         # Processors of another make draw other initial weights.
         context.broadcast(parameter.data for parameter in parameters)
+
+    def make_captioner(self, saved: Checkpoint | None) -> VideoCaptioner:
+        """The frozen language model with a new Q-Former, or a checkpoint's; a clip's features tell their width."""
+        args, features = self.args, self.layout.features
+        lm, tokenizer = language_model.load(args.llm, self.context.device)
+        torch.manual_seed(args.seed)
+        keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
+        sizes = {key: getattr(args, key) for key in keys}
+        first = cache.load(self.layout.feature_folder("train") / f"{self.records['train'][0]['id']}.pt")
+        try:
+            qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
+        except ValueError as error:
+            raise UserError(f"{error}; choose another --num-heads") from None
+        made, space = cache.read_config(features), not args.published_captions
+        if saved is not None:
+            config, path, space = saved.config, args.checkpoint, saved.config["caption_space"]
+            cache.check_same_features(config["features"], features, path, config.get("published", False))
+            if note := checkpoint.check_llm(config, lm, args.llm, path):
+                self.context.print_main(f"note: {note}")
+            if args.published_captions and space:
+                raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
+            checkpoint.load_weights(qformer, saved.weights, path)
+        config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
+        return VideoCaptioner(lm, tokenizer, qformer.to(self.context.device), config=config)
 
     def leave_out_long_captions(self) -> None:
         """Train without the captions that the language model has no positions for."""
@@ -293,36 +317,6 @@ def validate(run: Run, epoch: int) -> dict[str, float]:
         content = {"epoch": epoch, "CIDEr": score, "val_loss": loss, "predictions": predictions}
         files.write_json(args.results / f"validation_epoch_{epoch}.json", content)
     return {"val_loss": loss, "CIDEr": run.context.gather(score)[0]}
-
-
-def make_captioner(
-    args: argparse.Namespace,
-    context: DistributedContext,
-    layout: dataset.Layout,
-    clip_id: str,
-    saved: Checkpoint | None,
-) -> VideoCaptioner:
-    """The frozen language model with a new Q-Former, or a checkpoint's; a clip's features tell how wide they are."""
-    lm, tokenizer = language_model.load(args.llm, context.device)
-    torch.manual_seed(args.seed)
-    keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
-    sizes = {key: getattr(args, key) for key in keys}
-    visual_dim = cache.load(layout.feature_folder("train") / f"{clip_id}.pt").values.shape[-1]
-    try:
-        qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=visual_dim, **sizes)
-    except ValueError as error:
-        raise UserError(f"{error}; choose another --num-heads") from None
-    made, space = cache.read_config(layout.features), not args.published_captions
-    if saved is not None:
-        config, path, space = saved.config, args.checkpoint, saved.config["caption_space"]
-        cache.check_same_features(config["features"], layout.features, path, config.get("published", False))
-        if note := checkpoint.check_llm(config, lm, args.llm, path):
-            context.print_main(f"note: {note}")
-        if args.published_captions and space:
-            raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
-        checkpoint.load_weights(qformer, saved.weights, path)
-    config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
-    return VideoCaptioner(lm, tokenizer, qformer.to(context.device), config=config)
 
 
 if __name__ == "__main__":
