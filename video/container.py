@@ -19,7 +19,8 @@ STILL = ("avif", "heic", "heix", "mif1")  # brands of pictures in MP4's format
 NO_TEXT = {*range(9), *range(14, 32), 127}  # bytes
 HEAD = 4096  # bytes of a WebM file: the header, and the tracks of nearly every one
 CODEC = re.compile(rb"\x86.(V_[A-Z0-9/]+)", re.DOTALL)
-SEGMENT, DURATION, PROJECTION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x76\x70", b"\x55\xb2\x81\x0a"
+SEGMENT, DURATION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x55\xb2\x81\x0a"
+TURNED = re.compile(rb"\x76[\x73-\x75][\x84\x88]")  # a yaw, pitch or roll of 4 or 8 bytes; plain text holds none
 NO_MEMORY = "it needs more memory than decoding may use"
 SEEK_EARLY = 3  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
@@ -243,7 +244,7 @@ def is_plain_webm(path: Path | str) -> bool:
     head = _head(path)
     if b"webm" not in head[:64] or CODEC.findall(head) != [b"V_VP9"] or DURATION not in head:
         return False
-    return 0 < _segment_end(head) <= os.path.getsize(path) and PROJECTION not in head and TEN_BITS not in head
+    return 0 < _segment_end(head) <= os.path.getsize(path) and not TURNED.search(head) and TEN_BITS not in head
 
 
 def _head(path: Path | str) -> bytes:

@@ -213,7 +213,7 @@ def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -
         reader = VideoReader(os.fsdecode(path), num_threads=1)
         chosen = frame_indices(len(reader), count)
         return _stack(_transformed(_decord_frames(reader, set(chosen.tolist())), transform), chosen)
-    except (DECORDError, RuntimeError, AssertionError, StopIteration):  # these are how it refuses
+    except (DECORDError, RuntimeError, AssertionError, StopIteration, UnicodeEncodeError):  # these are how it refuses
         return None
 
 

@@ -266,3 +266,12 @@ def test_a_clip_resized_a_few_frames_at_a_time_is_the_same(vp9, monkeypatch):
         assert torch.equal(read_clip(vp9, 40, transform)[0], expected)
         monkeypatch.setattr(frames, "RESIZED_AT_ONCE", 3)
         assert torch.equal(read_clip(vp9, 40, transform)[0], expected)
+
+
+@pytest.mark.parametrize("tag, is_plain", [(b"libvpx", True), (b"\x76\x75\x84\x42\xb4\x00", False)])
+def test_a_turned_webm_is_not_taken_for_plain_nor_an_encoders_name_for_a_turn(vp9, tmp_path, tag, is_plain):
+    """The letters "vp" are the id of a picture's projection; the other tag is its roll, 90 degrees."""
+    content = vp9.read_bytes()
+    place = content.index(b"Lavf")  # the name of what wrote the file
+    (tmp_path / "a.webm").write_bytes(content[:place] + tag + content[place + len(tag) :])
+    assert container.is_plain_webm(tmp_path / "a.webm") == is_plain
