@@ -212,11 +212,15 @@ def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[An
                 yield packet
 
 
-def rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """A frame as it is shown: turned, and in the `size` (width, height) of the first one. (H, W, 3)"""
+def rgb(frame: Any, size: tuple[int, int], reformatter: Any) -> np.ndarray:
+    """A frame as it is shown: turned, and in the `size` (width, height) of the first one. (H, W, 3)
+
+    `reformatter`: one av.video.reformatter.VideoReformatter for all frames of a file; setting one up takes as long as
+    the work itself.
+    """
     if frame.width * frame.height > MAX_PIXELS:
         raise VideoError(f"a frame of {frame.width}x{frame.height} is too large")
-    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    pixels = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
     return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
 

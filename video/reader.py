@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from video import container
@@ -132,7 +133,7 @@ def probe(path: Path | str) -> VideoInfo:
         stamp, frame = next(decoded, (None, None))
         if frame is None:
             raise VideoError("none of its frames can be decoded")
-        height, width, _ = container.rgb(frame, (frame.width, frame.height)).shape
+        height, width, _ = container.rgb(frame, (frame.width, frame.height), VideoReformatter()).shape
     frames = int((index.stamps >= stamp).sum())  # packets before the first frame that decodes are not shown
     return VideoInfo(frames, 1 / index.frame, index.end, width, height)
 
@@ -172,14 +173,14 @@ def _decode(
     seen, found = [], set(wanted.tolist())
 
     def pictures() -> Iterator[tuple[int, np.ndarray]]:
-        size = None
+        size, reformatter = None, VideoReformatter()
         for stamp, frame in frames:
             if stamp > wanted[-1] and not index.before(stamp, after):
                 return
             seen.append(stamp)
             size = size or (frame.width, frame.height)
             if stamp in found:
-                yield stamp, container.rgb(frame, size)
+                yield stamp, container.rgb(frame, size, reformatter)
 
     with container.expected_errors(), contextlib.closing(container.decoded(path, index, wanted[0])) as frames:
         store = _transformed(pictures(), transform)
