@@ -1,4 +1,4 @@
-"""The feature cache: one small file a clip (dataset.py reads them back in batches).
+"""The feature cache: one small file a clip (reader.py reads them back in batches).
 
 A clip's patch tokens (N, D) are kept as float16, bfloat16, or int8 with one scale a token, after an optional mean over
 pool x pool patches of one time step. `features/config.json` says what made them, so that two kinds are never mixed.

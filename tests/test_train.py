@@ -57,6 +57,19 @@ def run_train(data, models, out, **changes):
     return train.main(flags(data, models, out, **changes))
 
 
+def run_until(place, data, models, out, monkeypatch, **changes):
+    """A run that a signal ends before its batch number `place`."""
+    calls = iter(range(1000))
+
+    def stop_once(self):
+        if next(calls) == place:
+            raise train.Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Interrupts, "check", stop_once)
+        assert run_train(data, models, out, **changes) == 143
+
+
 def outcome(out):
     """All that a run leaves behind, in a form that shows every bit."""
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -144,15 +157,7 @@ def test_a_run_in_two_halves_equals_one_undisturbed(data, models, tmp_path):
 def test_an_interruption_at_any_batch_changes_nothing(data, models, tmp_path, monkeypatch, place):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_train(data, models, whole, captions_per_clip=2)
-    calls = iter(range(1000))
-
-    def stop_once(self):
-        if next(calls) == place:
-            raise train.Interrupted(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Interrupts, "check", stop_once)
-        assert run_train(data, models, broken, captions_per_clip=2) == 143
+    run_until(place, data, models, broken, monkeypatch, captions_per_clip=2)
     assert run_train(data, models, broken, captions_per_clip=2) == 0
     assert outcome(whole) == outcome(broken)
 
@@ -280,29 +285,13 @@ def test_a_cache_of_another_encoder_is_refused(data, models, tmp_path):
 
 
 def test_place_within_an_epoch_is_not_read_with_other_batches(data, models, tmp_path, monkeypatch):
-    calls = iter(range(100))
-
-    def stop(self):
-        if next(calls) == 3:
-            raise train.Interrupted(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Interrupts, "check", stop)
-        assert run_train(data, models, tmp_path) == 143
+    run_until(3, data, models, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="--batch-size at 2, now 3"):
         run_train(data, models, tmp_path, batch_size=3)
 
 
 def test_settings_that_change_within_an_epoch_are_told(data, models, tmp_path, monkeypatch, capsys):
-    calls = iter(range(100))
-
-    def stop(self):
-        if next(calls) == 3:
-            raise train.Interrupted(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Interrupts, "check", stop)
-        assert run_train(data, models, tmp_path) == 143
+    run_until(3, data, models, tmp_path, monkeypatch)
     capsys.readouterr()
     assert run_train(data, models, tmp_path, lr=5e-4, schedule="cosine") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "until here" in line]

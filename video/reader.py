@@ -211,7 +211,7 @@ def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -
     logging.set_level(logging.QUIET)
     os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a damaged file
     try:
-        reader = VideoReader(os.fsdecode(path), num_threads=1)
+        reader = VideoReader(os.path.abspath(os.fsdecode(path)), num_threads=1)  # or a colon would make a protocol
         chosen = frame_indices(len(reader), count)
         return _stack(_transformed(_decord_frames(reader, set(chosen.tolist())), transform), chosen)
     except (DECORDError, RuntimeError, AssertionError, StopIteration, UnicodeEncodeError):  # these are how it refuses
