@@ -5,7 +5,6 @@ python -m sample models --data data/sample      the two tiny models in sample/, 
 """
 
 import os
-import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 import dataset
 from runtime import cli, files
 from runtime.files import UserError
-from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
+from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, clip_length, paraphrases, render_clip
 
 FPS = 12
 MODELS = Path(__file__).parent
@@ -63,7 +62,7 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
 
 
 def _render_file(path: Path, clip: Clip) -> int:
-    write_video(path, render_clip(clip, frames=random.Random(f"length {clip.seed}").randint(30, 42)))
+    write_video(path, render_clip(clip, frames=clip_length(clip)))
     return path.stat().st_size
 
 

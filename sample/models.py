@@ -7,11 +7,12 @@ Shapes: B clips, F frames, T tubelets, S rows and columns of patches, N = T * S 
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ import dataset
 from models.language_model import PROMPT
 from runtime import files
 from sample import world
-from video.reader import MEAN, STD, Transform, read_clip
+from video.reader import MEAN, STD, Transform, frame_indices, read_clip
 
 HERE = Path(__file__).parent
 FRAMES, PIXELS = 8, 64  # of a clip, as the encoder's config has them
@@ -40,8 +41,6 @@ class Answers(NamedTuple):
 
 
 NAMES = sorted(world.ACTIONS)
-REVERSED = torch.tensor([NAMES.index((world.OPPOSITES | world.FORWARDS).get(name, name)) for name in NAMES])
-MIRRORED = torch.tensor([int(REVERSED[i]) if name.startswith("Pushing") else i for i, name in enumerate(NAMES)])
 THINGS = {(colour, shape): (i, j) for i, colour in enumerate(world.COLOURS) for j, shape in enumerate(world.SHAPES)}
 KINDS = (len(world.COLOURS) + 1, len(world.SHAPES) + 1)
 CLIP_ANSWERS = (len(world.ACTIONS), *KINDS, *KINDS)
@@ -60,16 +59,22 @@ class Questions(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, len(CLIP_ANSWERS), dim) * 0.02)
         self.attention = nn.MultiheadAttention(dim, 4, batch_first=True)
         self.of_clip = nn.ModuleList(nn.Linear(dim, number) for number in CLIP_ANSWERS)
-        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *GRID))
+        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *GRID, len(NAMES)))
         self.where = nn.Linear(dim, 4)
         self.register_buffer("place", torch.cartesian_prod(*(torch.arange(number) for number in GRID)))  # (N, 3)
 
-    def forward(self, tokens: Tensor, answers: Answers) -> Tensor:
-        """The sum of all questions' losses, from patch tokens (B, N, D)."""
+    def read(self, tokens: Tensor) -> list[Tensor]:
+        """The clip's answers, five times (B, classes) logits, from patch tokens (B, N, D)."""
         queries = self.queries.expand(len(tokens), -1, -1)
         read = self.attention(queries, tokens, tokens, need_weights=False)[0]  # (B, 5, D)
-        asked = torch.cat([answers.what.flatten(1, 3), self.place.expand(len(tokens), -1, -1)], -1)  # (B, N, 6)
-        losses = [F.cross_entropy(head(read[:, i]), answers.clip[:, i]) for i, head in enumerate(self.of_clip)]
+        return [head(read[:, i]) for i, head in enumerate(self.of_clip)]
+
+    def forward(self, tokens: Tensor, answers: Answers) -> Tensor:
+        """The sum of all questions' losses, from patch tokens (B, N, D)."""
+        shown, action = answers.what.flatten(1, 3), answers.clip[:, None, :1]
+        asked = [shown, *(part.expand(*shown.shape[:2], -1) for part in (self.place, action))]
+        asked = torch.cat(asked, -1)  # (B, N, 7)
+        losses = [F.cross_entropy(logits, answers.clip[:, i]) for i, logits in enumerate(self.read(tokens))]
         losses += [F.cross_entropy(head(tokens).mT, asked[..., i]) for i, head in enumerate(self.of_patch)]
         seen = answers.what[..., -1] < 2  # where there is nothing, nothing is anywhere
         errors = F.smooth_l1_loss(self.where(tokens).view_as(answers.where), answers.where, reduction="none")
@@ -85,7 +90,8 @@ def answers_of(clip: world.Clip) -> Answers:
     side = GRID[1]
     patches = torch.stack(torch.meshgrid(2 * [torch.arange(side) + 0.5], indexing="xy"), -1)  # (S, S, 2) centres
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
-    scenes = [world.scene(clip, frame / (FRAMES - 1)) for frame in range(FRAMES)]
+    length = world.clip_length(clip)
+    scenes = [world.scene(clip, frame / (length - 1)) for frame in frame_indices(length, FRAMES).tolist()]
     for t, (first, second) in enumerate(zip(scenes[::2], scenes[1::2], strict=True)):  # a tubelet's two frames
         for (thing, *begin, radius), (_, *finish, _) in zip(first.things, second.things, strict=True):
             start = side / 2 + torch.tensor(begin) * first.zoom * stretch
@@ -97,13 +103,43 @@ def answers_of(clip: world.Clip) -> Answers:
     return Answers(torch.tensor(answers), what, where)
 
 
+def choose_clips(data: Path, split: str, number: int | None = None) -> dict[str, world.Clip]:
+    """A split's clips by their ids; with a `number`, as many fresh ones as the split could hold: no other split's."""
+    settings = files.read_json(data / "sample.json", "the sample's settings")
+    splits = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])
+    if number is None:
+        return splits[split]
+    drawn = {clip.seed for name, clips in splits.items() if name != split for clip in clips.values()}
+    fresh = world.choose_clips({split: number}, settings["seed"])[split]
+    return {i: clip for i, clip in fresh.items() if clip.seed not in drawn}
+
+
 def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
     """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
-    settings = files.read_json(data / "sample.json", "the sample's settings")
-    chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
+    chosen = choose_clips(data, split)
     paths = map(dataset.check_data(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
-    pixels = torch.stack([read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths])
-    return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
+    pixels = [read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths]
+    return torch.stack(pixels), all_answers(chosen.values())
+
+
+def draw_clips(clips: Iterable[world.Clip]) -> tuple[Tensor, Answers]:
+    """Clips as `read_clips` would read them, drawn without a file: uint8 (B, F, 3, S, S), and what is known of them.
+
+    Only the frames that preprocessing samples are drawn. The codec's halved colours are kept; its noise is not there.
+    """
+    pixels = torch.empty(len(clips), FRAMES, 3, PIXELS, PIXELS, dtype=torch.uint8)
+    for place, clip in enumerate(tqdm(clips, "drawing", unit="clip")):
+        length = world.clip_length(clip)
+        frames = world.render_clip(clip, frames=length, chosen=frame_indices(length, FRAMES))
+        column = av.VideoFrame.from_ndarray(frames.reshape(-1, *frames.shape[2:]), format="rgb24")
+        frames = column.reformat(format="yuv420p").to_ndarray(format="rgb24").reshape(frames.shape)
+        pixels[place] = Transform(PIXELS, False).apply(frames)
+    return pixels, all_answers(clips)
+
+
+def all_answers(clips: Iterable[world.Clip]) -> Answers:
+    """What is asked of many clips."""
+    return Answers(*map(torch.stack, zip(*map(answers_of, clips), strict=True)))
 
 
 def normalize(clips: Tensor) -> Tensor:
@@ -112,36 +148,39 @@ def normalize(clips: Tensor) -> Tensor:
     return (clips.float() / 255 - mean) / std
 
 
-def vary(pixels: Tensor, answers: Answers, generator: torch.Generator) -> tuple[Tensor, Answers]:
-    """Mirror half of the clips, and play half of those backwards whose opposite has a name; the answers follow."""
-    pixels, (clip, what, where) = pixels.clone(), (answer.clone() for answer in answers)
-    mirror, backwards = (torch.rand(len(pixels), 2, generator=generator) < 0.5).unbind(1)
-    clip[mirror, 0] = MIRRORED[clip[mirror, 0]]
-    backwards &= REVERSED[clip[:, 0]] != clip[:, 0]
-    clip[backwards, 0] = REVERSED[clip[backwards, 0]]
-    for chosen, of_pixels, of_patches, signs in ((mirror, -1, -2, (-1, 1, -1, 1)), (backwards, 1, 1, (1, 1, -1, -1))):
-        pixels[chosen] = pixels[chosen].flip(of_pixels)
-        what[chosen] = what[chosen].flip(of_patches)
-        where[chosen] = where[chosen].flip(of_patches) * torch.tensor(signs)
-    return pixels, Answers(clip, what, where)
+def train_encoder(
+    data: Path, out: Path, seed: int = 0, steps: int = 6000, batch: int = 32, clips: int = 16000
+) -> dict[str, float]:
+    """Train the encoder on fresh clips of the training split's kind, and save it as V-JEPA 2's own checkpoints are.
 
-
-def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch: int = 32) -> None:
-    """Train the encoder on the training split, and save it as V-JEPA 2's own checkpoints are."""
+    Returns the share of validation clips of which the trained questions read each answer.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    pixels, answers = read_clips(data, "train")
+    pixels, answers = draw_clips(list(choose_clips(data, "train", clips).values()))
     model = VJEPA2Model(VJEPA2Config.from_pretrained(HERE / "vjepa2")).train()
     questions = Questions(model.config.hidden_size)
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(pixels), (batch,), generator=generator)
-        clips, asked = vary(pixels[chosen], Answers(*(answer[chosen] for answer in answers)), generator)
-        return questions(model.get_vision_features(normalize(clips)), asked)
+        chosen = torch.randint(len(pixels), (batch,))
+        noise = 1.5 * torch.randn(batch, *pixels.shape[1:])  # as large as what the codec adds, in 255ths
+        tokens = model.get_vision_features(normalize(pixels[chosen] + noise))
+        return questions(tokens, Answers(*(answer[chosen] for answer in answers)))
 
     fit([*model.encoder.parameters(), *questions.parameters()], loss, "encoder", steps, decay=0.05)
     model.eval().save_pretrained(out)
     files.copy(HERE / "vjepa2" / "preprocessor_config.json", out / "preprocessor_config.json")
+    return probe(model, questions, *read_clips(data, "validation"))
+
+
+@torch.no_grad()
+def probe(model: VJEPA2Model, questions: Questions, pixels: Tensor, answers: Answers) -> dict[str, float]:
+    """How often the questions read a clip's action, and each thing's colour and shape, from its patch tokens."""
+    tokens = torch.cat([model.get_vision_features(normalize(clips)) for clips in pixels.split(50)])
+    right = torch.stack([logits.argmax(-1) for logits in questions.read(tokens)], -1) == answers.clip  # (B, 5)
+    asked = answers.clip < torch.tensor([number - 1 for number in CLIP_ANSWERS])
+    asked[:, 0] = True
+    names = ("action", "first colour", "first shape", "second colour", "second shape")
+    return {name: right[asked[:, i], i].float().mean().item() for i, name in enumerate(names)}
 
 
 def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str, steps: int, decay: float) -> None:
