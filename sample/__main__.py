@@ -16,7 +16,7 @@ from tqdm import tqdm
 import dataset
 from runtime import cli, files
 from runtime.files import UserError
-from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, clip_length, paraphrases, render_clip
+from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
 
 FPS = 12
 MODELS = Path(__file__).parent
@@ -62,7 +62,7 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
 
 
 def _render_file(path: Path, clip: Clip) -> int:
-    write_video(path, render_clip(clip, frames=clip_length(clip)))
+    write_video(path, render_clip(clip, frames=clip.length))
     return path.stat().st_size
 
 
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         from sample import models  # here, since it takes seconds and the clips do not need it
 
         torch.set_num_threads(1)  # sums in another order would make other models
-        models.train_encoder(args.data, args.out / "vjepa2", args.seed)
+        print("probes of validation clips:", models.train_encoder(args.data, args.out / "vjepa2", args.seed))
         models.train_lm(args.data, args.out / "qwen2", args.seed)
 
 
