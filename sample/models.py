@@ -1,4 +1,4 @@
-"""The sample's two frozen models, trained from scratch on its training split: a tiny V-JEPA 2 and a tiny Qwen2.
+"""The sample's two frozen models, trained from scratch: a tiny V-JEPA 2 on fresh clips, a tiny Qwen2 on captions.
 
 Their sizes are those of the config.json in vjepa2/ and qwen2/. (The initializer's range is wider than usual: at 0.02
 the rotary attention of two layers takes very long to leave the uniform.)
