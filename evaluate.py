@@ -1,18 +1,18 @@
 """Score a checkpoint on a whole split: n-gram scores, SSv2's own actions and objects, and whether it looks."""
 
 import argparse
-import itertools
-import os
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import dataset
-from evaluation import grounding, report, scores
-from evaluation.captioning import SplitReader, shuffled
-from evaluation.ssv2 import as_text, template_key
+from evaluation import report, scores
+from evaluation.bootstrap import fractions
+from evaluation.captioning import SplitReader, reversed_captions, shuffled
+from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
 from models import checkpoint
 from qformer import VideoCaptioner
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if context.is_main:
         files.check_writable(args.results)  # now, not after an hour's work
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
-    made = captioner.config["features"]  # --encoder may name it anew
-    check_same_features(made, layout.features, args.checkpoint, captioner.config.get("published", False))
+    config = captioner.config  # --encoder may name the features' encoder anew
+    check_same_features(config["features"], layout.features, args.checkpoint, config.get("published", False))
     plan = Plan(args, records, layout)
     try:
         with Interrupts(at_once=True) as interrupts:
@@ -90,61 +90,49 @@ class Plan:
         self.settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
         self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
         learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-        self.common = grounding.most_common_caption(learnt) if args.grounding else ""
-        self.pairs = grounding.opposites(args.data) if args.grounding else {}
+        labels = sorted(record["label"][0] for record in learnt)
+        # What a captioner that sees nothing had best say: the commonest training label, of equal ones the first.
+        self.common = statistics.mode(labels) if args.grounding else ""
+        self.pairs = opposites(layout) if args.grounding else {}
         # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
         # templates are scored as most training captions are written.
-        lower = sum(record["label"][0][:1].islower() for record in learnt) * 2 > len(learnt)
+        lower = sum(label[:1].islower() for label in labels) * 2 > len(labels)
         templates = dataset.read_templates(args.data) if args.actions else []
         texts = (as_text(template.lower() if lower else template) for template in templates)
         self.actions = dict(zip(map(template_key, templates), map(dataset.clean, texts), strict=True))
-        unknown = [r for r in records if template_key(r.get("template") or "") not in self.actions]
-        if args.actions and unknown:
-            clip, template = unknown[0]["id"], unknown[0].get("template")
-            raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
+        for record in records if args.actions else ():
+            if template_key(record.get("template")) not in self.actions:
+                clip, template = record["id"], record.get("template")
+                raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
 
-    def rank_actions(self, reader: SplitReader) -> dict[str, int]:
-        """By clip id: how many of all templates are likelier than the clip's own."""
-        captioner, clips, texts = reader.captioner, len(reader.records), list(self.actions.values())
-        tokens = sum(len(captioner.caption_ids(text)) for text in texts) + captioner.prefix_length
-        weights = sum(parameter.numel() for parameter in captioner.lm.parameters())
-        reader.context.print_main(
-            f"actions: {len(texts)} templates for {clips:,} clips: {tokens:,} tokens a clip through "
-            f"{weights / 1e6:,.3g} M parameters, {2 * weights * tokens * clips / 1e12:,.3g} TFLOP in all"
-        )
+    def rank_actions(self, reader: SplitReader) -> list[int]:
+        """For each clip: how many of all templates are likelier than its own."""
+        keys, texts = list(self.actions), list(self.actions.values())
 
         def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
-            order = captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True)
-            own = [list(self.actions).index(template_key(record["template"])) for record in part]
+            order = reader.captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True)
+            own = [keys.index(template_key(record["template"])) for record in part]
             return order.argsort(dim=1)[range(len(own)), own].tolist()
 
-        return reader.each(ranks, "actions")
+        return list(reader.each(ranks, "actions").values())
 
     def caption_reversed(self, reader: SplitReader) -> dict[str, str]:
         """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
-        from video.workers import Workers
-
-        args, context, captioner = self.args, reader.context, reader.captioner
-        moving = [r["id"] for r in reader.records if template_key(r.get("template") or "") in self.pairs]
-        videos = {clip_id: path for clip_id in sorted(moving) if (path := self.layout.video(clip_id))}
+        args, can_encode = self.args, reader.captioner.config["features"] is not None
+        moving = sorted(r["id"] for r in reader.records if can_encode and template_key(r.get("template")) in self.pairs)
+        videos = {clip_id: path for clip_id in moving if (path := self.layout.video(clip_id))}
         drawn = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
-        if not drawn or captioner.config["features"] is None:
-            context.print_main("reversed: no clip with an opposite action is at hand as a video; left out")
+        clips = f"{len(drawn):,} of {len(videos):,} clips that have a video and an action with an opposite"
+        reader.context.print_main(f"reversed: {clips} (--reversed-clips, drawn at random)")
+        if not drawn:
             return {}
-        if len(drawn) < len(videos):
-            context.print_main(f"reversed: {len(drawn):,} of {len(videos):,} clips, drawn at random (--reversed-clips)")
-        mine = {clip_id: videos[clip_id] for clip_id in context.shard(drawn)}
-        count = max(1, (os.cpu_count() or 1) // context.world_size)
-        with Workers(count, args.clip_timeout) as workers:  # they start while the encoder loads
-            found = grounding.reversed_captions(captioner, mine, workers, args.batch_size, **self.settings)
-        merged = {clip_id: text for part in context.gather(found) for clip_id, text in part.items()}
-        return {clip_id: merged[clip_id] for clip_id in drawn if clip_id in merged}
+        return reversed_captions(reader, {key: videos[key] for key in drawn}, args.clip_timeout, **self.settings)
 
 
 def evaluate(plan: Plan, reader: SplitReader) -> dict[str, Any]:
     """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
     args, captions = plan.args, reader.captions(**plan.settings)
-    ranks = plan.rank_actions(reader).values() if args.actions else []
+    ranks = plan.rank_actions(reader) if args.actions else []
     others, backwards = None, {}
     if args.grounding and len(reader.records) > 1:
         others = reader.captions(**plan.settings, sources=shuffled(reader.records, args.seed))
@@ -154,7 +142,7 @@ def evaluate(plan: Plan, reader: SplitReader) -> dict[str, Any]:
         return {}
     result = {"split": args.split, **plan.scorer.scores(captions, meteor=not args.no_meteor)}
     if args.actions:
-        result["actions"] = plan.scorer.means({f"top{n}": [rank < n for rank in ranks] for n in (1, 5)})
+        result["actions"] = fractions([{"top1": (rank < 1, 1), "top5": (rank < 5, 1)} for rank in ranks], args.seed)
     if args.grounding:
         lies = {"shuffled": others, "most_common": dict.fromkeys(captions, plan.common), "reversed": backwards}
         # The reversed clips are some of all: their score stands beside the same clips' forwards.
@@ -171,18 +159,12 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     files.write_json(args.results / "evaluation.json", result)
     page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None
     report.write_scored_page(page, f"Captions of the {args.split} split", result, layout, captioner.history, copies)
-    for note in result["notes"]:
-        print(files.printable(note))
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
-    rows = scores.table(result)
-    width = max(len(row["name"]) for row in rows)
-    for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
-        print(group)
-        for row in members:
-            interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
-            value = "none" if row["value"] is None else f"{row['value']:.4f}"
-            note = f"  ({row['note']})" if row["note"] and row["note"] not in result["notes"] else ""
-            print(f"  {row['name']:<{width}}  {value:>8}{interval}{note}")
+    for row in scores.table(result):
+        value = "none" if row["value"] is None else f"{row['value']:.4f}"
+        interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
+        note = f"  ({row['note']})" if row["note"] else ""
+        print(files.printable(f"{row['group']:<14}  {row['name']:<50}  {value:>8}{interval}{note}"))
     print(f"written: {args.results / 'evaluation.json'}, page: {page}")
 
 

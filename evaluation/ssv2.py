@@ -7,15 +7,13 @@ Goyal et al. 2017, https://arxiv.org/abs/1706.04261 , made the dataset by fillin
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dataset import Record
-from evaluation.bootstrap import interval, resampled_sums
+from dataset import Layout, Record
+from evaluation.bootstrap import fractions
 from runtime import files
 
 WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
@@ -37,15 +35,28 @@ class Reading(NamedTuple):
     placeholders: list[str]
 
 
-def template_key(text: str) -> str:
+def template_key(text: str | None) -> str:
     """The words of a text for comparison: no case, punctuation or brackets, "doesn't" as one word "doesnt"."""
-    words = WORD.findall(unicodedata.normalize("NFKC", text))
+    words = WORD.findall(unicodedata.normalize("NFKC", text or ""))
     return re.sub("['’]", "", " ".join(words).casefold())
 
 
 def as_text(template: str) -> str:
     """The template as people read it: "Moving [something] up" -> "Moving something up"."""
     return template.replace("[", "").replace("]", "")
+
+
+def opposites(layout: Layout) -> dict[str, str]:
+    """Template keys by those of templates whose clips, played backwards, show them; both ways.
+
+    From labels/opposites.json where the data set has one (the sample does), else SSv2's, beside this file.
+    """
+    path = layout.labels_file("opposites.json") or Path(__file__).with_name("opposites.json")
+    pairs = files.read_json(path, "the opposite actions")
+    if not isinstance(pairs, dict) or not all(isinstance(other, str) for other in pairs.values()):
+        raise files.UserError(f"the opposite actions: {path} does not map templates to templates")
+    keys = {template_key(one): template_key(other) for one, other in pairs.items()}
+    return {**{other: one for one, other in keys.items()}, **keys}
 
 
 class _Template:
@@ -103,11 +114,6 @@ class TemplateReader:
             if (key := template_key(text)) and key not in self._known:
                 self._known[key] = _Template(text)
 
-    def known(self, template: str) -> str | None:
-        """This template as the reader has it, whatever brackets, case or punctuation it is given with."""
-        found = self._known.get(template_key(template))
-        return found.text if found else None
-
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
         parts = WORD.split(unicodedata.normalize("NFKC", caption))  # gap, word, gap, word, ..., gap
@@ -116,7 +122,7 @@ class TemplateReader:
         fits = [(template, fit) for template in self._known.values() if (fit := template.fit(plain))]
         if not fits:
             return Reading(None, [])
-        whole, wanted = template_key(caption), template_key(expected or "")
+        whole, wanted = template_key(caption), template_key(expected)
         template, fit = min(fits, key=lambda one: one[0].rank(one[1], whole, wanted))
         # A word of a template ends in a space: counted, they lead back to the caption as it was written.
         places = [[plain.count(" ", 0, place) for place in fit.span(i + 1)] for i in range(len(template.counted))]
@@ -156,33 +162,32 @@ def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader:
     "per_template" the same by template, "confused" the 20 most frequent [true, read template or None, count].
     """
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
-    groups = defaultdict(list)
-    for clip in per_clip.values():
-        groups[clip["true_template"]].append(clip)
-    groups.pop(None, None)
-    wrong = [clip for clip in per_clip.values() if clip["outcome"] == "wrong"]
-    confused = Counter((clip["true_template"], clip["read_template"]) for clip in wrong)
-    pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
+    clips = per_clip.values()
+    templates = sorted({clip["template"] for clip in clips} - {None})
+    wrong = [(clip["template"], clip["read"]) for clip in clips if clip["outcome"] == "wrong"]
+    confused = Counter(sorted(wrong, key=lambda pair: (pair[0], pair[1] or "")))  # of equal counts, by the alphabet
     return {
-        **_fractions(list(per_clip.values()), seed),
-        "per_template": {true: _fractions(groups[true], seed) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:20]],
+        **_shares(list(clips), seed),
+        "per_template": {
+            true: _shares([clip for clip in clips if clip["template"] == true], seed) for true in templates
+        },
+        "confused": [[true, read, count] for (true, read), count in confused.most_common(20)],
         "per_clip": per_clip,
     }
 
 
 def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str, Any]:
-    """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
-    true = reader.known(record.get("template") or "") or record.get("template") or None
+    """One clip's template and the one that was read, its outcome, and for each score (count, of how many)."""
+    true = record.get("template") or None
     # A text without words, such as "...", is compared as it is.
     said, *references = [template_key(text) or text.strip() for text in (caption, *record["label"])]
     exact = said in references
     reading = reader.read(caption, expected=true)
-    right = true is not None and (exact or reading.template == true)
+    right = true is not None and (exact or template_key(reading.template) == template_key(true))
     found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
     return {
-        "true_template": true,
-        "read_template": true if right else reading.template,
+        "template": true,
+        "read": true if right else reading.template,
         "outcome": "exact" if exact else "template" if right else "wrong" if true else None,
         "counts": {
             "exact_match": (exact, 1),
@@ -193,15 +198,6 @@ def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str
     }
 
 
-def _fractions(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The scores of clips that `score_clip` has counted, and their intervals."""
-    table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
-    sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
-    scores, intervals = {"clips": len(clips)}, {}
-    for i, name in enumerate(clips[0]["counts"]):
-        count, of = sums[i]
-        scores[name] = float(count / of) if of else None
-        counts, ofs = resampled[:, 2 * i : 2 * i + 2].T
-        usable = ofs > 0  # a resample may by chance hold no clip with objects
-        intervals[name] = interval(counts[usable] / ofs[usable]) if of else None
-    return {**scores, "intervals": intervals}
+def _shares(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """How many clips `score_clip` has counted, and their scores with intervals."""
+    return {"clips": len(clips), **fractions([clip["counts"] for clip in clips], seed)}

@@ -239,19 +239,19 @@ def coloured(path, hue):
 
 def test_losses_png_draws_each_curve_that_has_values(tmp_path):
     train, validation, cider = (0x1D, 0x62, 0xB5), (0xB2, 0x56, 0x1A), (0x0A, 0x73, 0x50)
-    report.save_curves(tmp_path / "losses.png", HISTORY)
+    report.draw_curves(HISTORY, tmp_path / "losses.png")
     assert all(coloured(tmp_path / "losses.png", hue) > 500 for hue in (train, validation, cider))
-    report.save_curves(tmp_path / "losses.png", [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}])
+    report.draw_curves([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}], tmp_path / "losses.png")
     assert coloured(tmp_path / "losses.png", train) > 500
     assert coloured(tmp_path / "losses.png", validation) == coloured(tmp_path / "losses.png", cider) == 0
 
 
 def test_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path):
     for name in ("a.png", "b.png"):
-        report.save_curves(tmp_path / name, HISTORY)
+        report.draw_curves(HISTORY, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert page_of(tmp_path, [], history=HISTORY)[0] == page_of(tmp_path, [], history=HISTORY)[0]
-    report.save_curves(tmp_path / "none.png", [])
+    report.draw_curves([], tmp_path / "none.png")
     assert Image.open(tmp_path / "none.png").size[0] > 500
 
 
