@@ -18,7 +18,7 @@ from models import checkpoint
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
-from runtime.signals import Interrupted, Interrupts
+from runtime.signals import Interrupts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,16 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
     config = captioner.config  # --encoder may name the features' encoder anew
     check_same_features(config["features"], layout.features, args.checkpoint, config.get("published", False))
-    plan = Plan(args, records, layout)
-    try:
-        with Interrupts(at_once=True) as interrupts:
-            context.check_equal([record["id"] for record in records], f"{args.split} clips")
-            folder = layout.feature_folder(args.split)
-            reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
-            result = evaluate(plan, reader)
-    except Interrupted as signal:
-        context.print_main(f"{signal}: nothing was written")
-        return signal.code
+    with Interrupts(at_once=True):
+        context.check_equal([record["id"] for record in records], f"{args.split} clips")
+        folder = layout.feature_folder(args.split)
+        result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context))
     if context.is_main:
         write(args, result, layout, captioner)
     context.close()
@@ -65,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.group("scores").add_argument
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
-    add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
+    add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
     running = parser.group("running")
@@ -79,77 +73,66 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Plan:
-    """What a split is scored with, all of it read before the first clip is captioned.
-
-    Raises: UserError where some of it is not there, or not what it should be.
-    """
-
-    def __init__(self, args: argparse.Namespace, records: list[dataset.Record], layout: dataset.Layout) -> None:
-        self.args, self.layout = args, layout
-        self.settings = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-        self.scorer = scores.Scorer(records, layout, args.java_timeout, args.seed)
-        learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
-        labels = sorted(record["label"][0] for record in learnt)
-        # What a captioner that sees nothing had best say: the commonest training label, of equal ones the first.
-        self.common = statistics.mode(labels) if args.grounding else ""
-        self.pairs = opposites(layout) if args.grounding else {}
-        # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
-        # templates are scored as most training captions are written.
-        lower = sum(label[:1].islower() for label in labels) * 2 > len(labels)
-        templates = dataset.read_templates(args.data) if args.actions else []
-        texts = (as_text(template.lower() if lower else template) for template in templates)
-        self.actions = dict(zip(map(template_key, templates), map(dataset.clean, texts), strict=True))
-        for record in records if args.actions else ():
-            if template_key(record.get("template")) not in self.actions:
-                clip, template = record["id"], record.get("template")
-                raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
-
-    def rank_actions(self, reader: SplitReader) -> list[int]:
-        """For each clip: how many of all templates are likelier than its own."""
-        keys, texts = list(self.actions), list(self.actions.values())
-
-        def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
-            order = reader.captioner.log_likelihood(features, texts).argsort(dim=1, descending=True, stable=True)
-            own = [keys.index(template_key(record["template"])) for record in part]
-            return order.argsort(dim=1)[range(len(own)), own].tolist()
-
-        return list(reader.each(ranks, "actions").values())
-
-    def caption_reversed(self, reader: SplitReader) -> dict[str, str]:
-        """Captions of clips played backwards, where their videos are at hand and their action has an opposite."""
-        args, can_encode = self.args, reader.captioner.config["features"] is not None
-        moving = sorted(r["id"] for r in reader.records if can_encode and template_key(r.get("template")) in self.pairs)
-        videos = {clip_id: path for clip_id in moving if (path := self.layout.video(clip_id))}
-        drawn = sorted(random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos))))
-        clips = f"{len(drawn):,} of {len(videos):,} clips that have a video and an action with an opposite"
-        reader.context.print_main(f"reversed: {clips} (--reversed-clips, drawn at random)")
-        if not drawn:
-            return {}
-        return reversed_captions(reader, {key: videos[key] for key in drawn}, args.clip_timeout, **self.settings)
-
-
-def evaluate(plan: Plan, reader: SplitReader) -> dict[str, Any]:
-    """All that evaluation.json holds of the captions. All processes caption; the main one scores."""
-    args, captions = plan.args, reader.captions(**plan.settings)
-    ranks = plan.rank_actions(reader) if args.actions else []
-    others, backwards = None, {}
-    if args.grounding and len(reader.records) > 1:
-        others = reader.captions(**plan.settings, sources=shuffled(reader.records, args.seed))
-    if args.grounding and args.reversed_clips > 0:
-        backwards = plan.caption_reversed(reader)
+def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitReader) -> dict[str, Any]:
+    """All that evaluation.json holds of the captions; what that needs is read before the first clip is captioned."""
+    scorer = scores.Scorer(reader.records, layout, args.java_timeout, args.seed)
+    pairs = opposites(layout) if args.grounding else {}
+    learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
+    labels = sorted(record["label"][0] for record in learnt)
+    ranks = rank_actions(args, labels, reader) if args.actions else []
+    captions, lies = reader.captions(args.max_new_tokens, args.num_beams), {}
+    if args.grounding:
+        lies["shuffled"] = reader.captions(args.max_new_tokens, args.num_beams, shuffled(reader.records, args.seed))
+        common = statistics.mode(labels)  # what a captioner that sees nothing had best say
+        lies["most_common"] = dict.fromkeys(captions, common)
+        lies["reversed"] = caption_reversed(args, layout, pairs, reader)
+        # The reversed clips are some of all: their score stands beside the same clips' forwards.
+        lies["forwards"] = {clip_id: captions[clip_id] for clip_id in lies["reversed"]}
     if not reader.context.is_main:
         return {}
-    result = {"split": args.split, **plan.scorer.scores(captions, meteor=not args.no_meteor)}
+    result = {"split": args.split, **scorer.scores(captions, meteor=not args.no_meteor)}
     if args.actions:
         result["actions"] = fractions([{"top1": (rank < 1, 1), "top5": (rank < 5, 1)} for rank in ranks], args.seed)
     if args.grounding:
-        lies = {"shuffled": others, "most_common": dict.fromkeys(captions, plan.common), "reversed": backwards}
-        # The reversed clips are some of all: their score stands beside the same clips' forwards.
-        lies["forwards"] = {clip_id: captions[clip_id] for clip_id in backwards}
-        result["grounding"] = plan.scorer.grounding(lies, plan.pairs)
-        result["grounding"] |= {"most_common_caption": plan.common, "reversed_clips": len(backwards)}
+        counts = {"most_common_caption": common, "reversed_clips": len(lies["reversed"])}
+        result["grounding"] = {**scorer.grounding(lies, pairs), **counts}
     return result
+
+
+def rank_actions(args: argparse.Namespace, labels: list[str], reader: SplitReader) -> list[int]:
+    """For each clip: how many of all templates are likelier than its own. Raises: UserError where that is unknown."""
+    # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
+    # templates are scored as most training labels are written.
+    lower = sum(label[:1].islower() for label in labels) * 2 > len(labels)
+    templates = (template.lower() if lower else template for template in dataset.read_templates(args.data))
+    actions = {template_key(template): dataset.clean(as_text(template)) for template in templates}
+    for clip, template in [(record["id"], record.get("template")) for record in reader.records]:
+        if template_key(template) not in actions:
+            raise files.UserError(f"--actions: labels.json does not hold clip {clip}'s template {template!r}")
+
+    def ranks(part: list[dataset.Record], features: Tensor) -> list[int]:
+        likelihoods = reader.captioner.log_likelihood(features, list(actions.values()))
+        order = likelihoods.argsort(dim=1, descending=True, stable=True)
+        own = [list(actions).index(template_key(record["template"])) for record in part]
+        return order.argsort(dim=1)[range(len(own)), own].tolist()
+
+    return list(reader.each(ranks, "actions").values())
+
+
+def caption_reversed(
+    args: argparse.Namespace, layout: dataset.Layout, pairs: dict[str, str], reader: SplitReader
+) -> dict[str, str]:
+    """Captions of clips played backwards, where their videos are at hand and their action has an opposite (`pairs`)."""
+    can_encode = reader.captioner.config["features"] is not None
+    moving = sorted(r["id"] for r in reader.records if can_encode and template_key(r.get("template")) in pairs)
+    videos = {clip_id: path for clip_id in moving if (path := layout.video(clip_id))}
+    drawn = random.Random(args.seed).sample(list(videos), min(args.reversed_clips, len(videos)))
+    clips = f"{len(drawn):,} of {len(videos):,} clips that have a video and an action with an opposite"
+    reader.context.print_main(f"reversed: {clips} (--reversed-clips, drawn at random)")
+    if not drawn:
+        return {}
+    drawn = {clip_id: videos[clip_id] for clip_id in sorted(drawn)}
+    return reversed_captions(reader, drawn, args.clip_timeout, args.max_new_tokens, args.num_beams)
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import dataset
 from evaluation.ssv2 import TemplateReader, template_key
 from runtime import cli, files
-from runtime.files import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,16 +18,11 @@ def main(argv: list[str] | None = None) -> None:
         # labels.json has no brackets; the records' templates say where the placeholders are.
         written = [record["template"] for record in labelled["train"] if record.get("template")]
         labelled["test"] = test_records(answers, [*dataset.read_templates(args.data), *written])
-    ready = {
-        split: caption_lists(records, paraphrases if split == "train" else {}) for split, records in labelled.items()
-    }
-    for split, records in ready.items():
-        if not records:
-            raise UserError(f"the {split} labels hold no clip with a caption; nothing was written")
-    for split, records in ready.items():
-        files.write_json(layout.ready(split), records)
-        captions, left_out = sum(len(record["label"]) for record in records), len(labelled[split]) - len(records)
-        print(f"{layout.ready(split)}: {len(records):,} clips, {captions:,} captions; {left_out:,} clips have none")
+    for split, records in labelled.items():
+        ready = caption_lists(records, paraphrases if split == "train" else {})
+        files.write_json(layout.ready(split), ready)
+        captions, left_out = sum(len(record["label"]) for record in ready), len(records) - len(ready)
+        print(f"{layout.ready(split)}: {len(ready):,} clips, {captions:,} captions; {left_out:,} clips have none")
     if not paraphrases:
         print("no paraphrases were found: each training clip has its label alone")
 
@@ -38,8 +32,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    parts = "a file or a folder of parts; without it ssv2_paraphrase.json, or parts, under --data where there are any"
-    add("--paraphrases", type=Path, help=parts)
+    add(
+        "--paraphrases",
+        type=Path,
+        help="a file or a folder of parts (default: those under --data, where there are any)",
+    )
     return parser.parse_args(argv)
 
 
@@ -61,9 +58,8 @@ def test_records(answers: dict[str, str], templates: list[str]) -> list[dataset.
     for clip_id, label in answers.items():
         template, placeholders = reader.read(label)
         # SSv2's own answers are templates ("Moving something up"): no object can be scored then.
-        named = template_key(label) != template_key(template)
-        found = {"template": template, "placeholders": placeholders if named else []}
-        records.append({"id": clip_id, "label": label, **found})
+        objects = placeholders if template_key(label) != template_key(template) else []
+        records.append({"id": clip_id, "label": label, "template": template, "placeholders": objects})
     return records
 
 

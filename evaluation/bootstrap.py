@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 SAMPLES = 1000  # resamples
+MIDDLE = (0.025, 0.975)  # of their scores: the ends of a 95 % interval
 
 
 def resampled_sums(columns: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -14,11 +15,6 @@ def resampled_sums(columns: np.ndarray, seed: int = 0) -> np.ndarray:
         weights = [np.bincount(random.integers(0, clips, clips), minlength=clips) for _ in range(50)]
         sums.append(np.array(weights, dtype=np.float64) @ columns)
     return np.concatenate(sums)
-
-
-def interval(scores: np.ndarray) -> list[float]:
-    """The middle 95 % of resampled scores: [low, high]."""
-    return np.quantile(scores, [0.025, 0.975]).tolist()
 
 
 def fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) -> dict[str, Any]:
@@ -33,5 +29,5 @@ def fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) -> dict[st
         counts, ofs = resampled[:, 2 * i : 2 * i + 2].T
         usable = ofs > 0  # a resample may by chance hold no clip with objects
         scores[name] = float(sums[i, 0] / sums[i, 1]) if sums[i, 1] else None
-        intervals[name] = interval(counts[usable] / ofs[usable]) if sums[i, 1] else None
+        intervals[name] = np.quantile(counts[usable] / ofs[usable], MIDDLE).tolist() if sums[i, 1] else None
     return {**scores, "intervals": intervals}

@@ -57,8 +57,7 @@ class SplitReader:
 
     def captions(self, max_new_tokens: int, num_beams: int = 1, sources: dict | None = None) -> dict[str, str]:
         """Captions by clip id; `sources` as in `each`."""
-        desc = "shuffled" if sources else "captions"
-        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), desc, sources)
+        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), "captions", sources)
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
@@ -70,8 +69,8 @@ class SplitReader:
 
         self.captioner.eval()
         found = self.each(both, "validation")
-        loss = math.fsum(loss for loss, _ in found.values()) / len(found)
-        return loss, {clip_id: text for clip_id, (_, text) in found.items()}
+        losses, captions = zip(*found.values(), strict=True)
+        return math.fsum(losses) / len(losses), dict(zip(found, captions, strict=True))
 
 
 def dequantize_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
@@ -90,19 +89,19 @@ def shuffled(records: list[Record], seed: int) -> dict[str, str]:
     return dict(zip(order, order[1:] + order[:1], strict=True))
 
 
-def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: float, **settings: int) -> dict[str, str]:
+def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: float, *settings: int) -> dict[str, str]:
     """Captions by id of clips played backwards: who sees still frames only captions them as before.
 
-    They are decoded within `timeout` seconds each, by all processes; those that cannot be are left out.
+    Clips that cannot be decoded within `timeout` seconds each are left out; `settings` are those of `captions`.
     """
     from video.workers import Workers
 
     captioner, context = reader.captioner, reader.context
-    mine = [(clip_id, videos[clip_id]) for clip_id in context.shard(list(videos))]
+    mine = context.shard(list(videos.items()))
     with Workers(max(1, (os.cpu_count() or 1) // context.world_size), timeout) as workers:
         clips = workers.read_clips(mine, captioner.encoder.transform, captioner.encoder.frames)
         # Frames are (T, 3, S, S): the last one comes first.
         backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
-        captioned = captioner.caption_decoded(backwards, reader.batch_size, **settings)
+        captioned = captioner.caption_decoded(backwards, reader.batch_size, *settings)
         found = ChainMap(*context.gather({clip.key: text for clip, text in captioned if text is not None}))
     return {clip_id: found[clip_id] for clip_id in videos if clip_id in found}

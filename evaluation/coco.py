@@ -34,8 +34,7 @@ def tokenize(texts: list[list[str]], timeout: float) -> list[list[str]]:
 
 def meteor(predictions: list[str], references: list[list[str]], timeout: float) -> tuple[float, list[float]]:
     """METEOR 1.5 of tokenized captions: of all clips together, and of each. Raises: JavaError."""
-    plain = [[text.replace("|||", "") for text in texts] for texts in references]  # divides fields in its protocol
-    return tuple(_ask("meteor", [predictions, plain], timeout, len(plain) + sum(map(len, plain))))
+    return tuple(_ask("meteor", [predictions, references], timeout, len(predictions) + sum(map(len, references))))
 
 
 def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:

@@ -3,19 +3,17 @@
 Captions are PTB-tokenized; without Java a plain rule takes its place, METEOR is left out, and the scores say so.
 """
 
-import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.bootstrap import interval, resampled_sums
-from runtime.files import UserError
+from evaluation.bootstrap import MIDDLE, resampled_sums
 
 Captions = Mapping[str, str]  # by clip id
 References = Mapping[str, Sequence[str]]
@@ -36,11 +34,8 @@ def ngram_scores(
     CIDEr's document frequencies are the references'. `timeout`: seconds that Java may take, beside 0.01 s a caption.
     Intervals: 95 % of bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
 
-    Returns:
-        "tokenizer"; "notes" for the user, of what was left out and why; "metrics" by name, METEOR None without Java;
-        their "intervals" [low, high], None for METEOR, which is no mean over clips; "per_clip" scores by name and id.
-
-    Raises: UserError where a clip has no prediction or no reference.
+    Returns "tokenizer"; "notes" for the user, of what was left out and why; "metrics" by name, METEOR None without
+    Java; their "intervals" [low, high], None for METEOR, which is no mean of clips; "per_clip" scores by name and id.
     """
     from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
 
@@ -57,7 +52,7 @@ def ngram_scores(
             notes.append(f"{error}: METEOR is left out")
     sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed)  # the same resamples for all scores
     resampled = np.column_stack([_bleu(sums[:, :10]), sums[:, 10:] / len(captions)])
-    intervals = dict(zip((*BLEU, "ROUGE_L", "CIDEr"), map(interval, resampled.T), strict=True))
+    intervals = dict(zip((*BLEU, "ROUGE_L", "CIDEr"), np.quantile(resampled, MIDDLE, axis=0).T.tolist(), strict=True))
     return {
         "tokenizer": tokenizer,
         "notes": notes,
@@ -68,24 +63,17 @@ def ngram_scores(
 
 
 def cider(predictions: Captions, references: References) -> float:
-    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once, on stderr."""
+    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed on stderr."""
     captions, texts, _, notes = _tokenize(predictions, references, TIMEOUT)
     for note in notes:
-        _print_once(note)
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return float(np.mean(_cider(captions, texts)))
-
-
-@functools.cache
-def _print_once(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def _tokenize(predictions: Captions, references: References, timeout: float) -> tuple[list, list, str, list]:
     """Tokens joined by spaces, in the order of `references`: predictions, references, the tokenizer's name, notes."""
     from evaluation import coco
 
-    if lonely := [key for key in {**references, **predictions} if not references.get(key) or key not in predictions]:
-        raise UserError(f"{len(lonely)} clips have not both, a prediction and references, the first is {lonely[0]!r}")
     captions = [LINE_BREAKERS.sub(" ", predictions[key]) for key in references]
     texts = [LINE_BREAKERS.sub(" ", text) for many in references.values() for text in many]
     name, notes = PTB, []
@@ -107,19 +95,13 @@ def plain_tokens(caption: str) -> str:
 
 
 def _cider(captions: list[str], texts: list[list[str]]) -> list[float]:
-    if not any(text.split() for many in texts for text in many):  # pycocoevalcap takes the maximum of no counts
-        return [0.0] * len(captions)
     return Cider().compute_score(dict(enumerate(texts)), {i: [one] for i, one in enumerate(captions)})[1].tolist()
 
 
 def _bleu_counts(captions: list[str], texts: list[list[str]]) -> np.ndarray:
     """What BLEU adds up over clips, (clips, 10): 4 counts of matched n-grams, 4 of n-grams said, both lengths."""
-    scorer, rows = BleuScorer(n=4), []
-    for one, many in zip(captions, texts, strict=True):
-        scorer += (one, many)
-        said = scorer.ctest[-1]
-        closest = min((abs(length - said["testlen"]), length) for length in said["reflen"])[1]
-        rows.append([*said["correct"], *said["guess"], said["testlen"], closest])
+    cooked = [cook_test(one, cook_refs(many), "closest") for one, many in zip(captions, texts, strict=True)]
+    rows = [[*said["correct"], *said["guess"], said["testlen"], said["reflen"]] for said in cooked]
     return np.array(rows, dtype=np.float64)
 
 

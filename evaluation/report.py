@@ -35,10 +35,9 @@ def write_page(
 ) -> None:
     """Write one self-contained HTML page: curves, scores, and a gallery of clips beside their captions.
 
-    clips: dicts of "id" and, each where there is one: "prediction", "references" (list), "video" and "tracks"
-      (.webm/.mp4 and .vtt, relative to the page, as `relative` gives them), "template", "outcome" ("exact",
-      "template" or "wrong"), "score", "segments" (list of {"start", "end" (seconds), "caption"}), "error" (why the
-      clip has no caption) and "warning" (what is wrong with a clip that has one).
+    clips: dicts of "id" and, each where there is one: "prediction", "references" (list), "video" (as `relative` gives
+      it), "template", "outcome" ("exact", "template" or "wrong"), "score", "segments" (list of {"start", "end"
+      (seconds), "caption"}), "error" (why a clip has no caption), "warning" (what is wrong with one that has).
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
     scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
     made_by: the command and commit; confused: (true template, predicted one, count) rows, most frequent first.
@@ -47,7 +46,6 @@ def write_page(
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     page.filters |= {"shown": lambda text: files.shown(text or ""), "address": _address}
-    page.filters["content"] = lambda track: _content(Path(path).parent / track) if track else None
     content = {"title": title, "clips": clips, "scores": scores, "made_by": made_by, "confused": confused}
     content |= {"points": curve_points(history), "svg": _svg(history) if history else ""}
     files.write_text(path, page.get_template("page.html.j2").render(content))
@@ -69,10 +67,7 @@ def write_scored_page(
 
 
 def write_training_page(results: Path, history: Sequence[Row], records: list[Record], layout: Layout) -> str:
-    """Write the curves, losses.png, and the last epoch's captions of the validation split's `records`, a page.
-
-    history: as in `write_page`. Returns a line that says where they are.
-    """
+    """Write losses.png, and the last epoch's captions of the validation split; returns a line that says where."""
     curves, page, epoch = results / "losses.png", results / "training" / "index.html", history[-1]["epoch"]
     files.write_atomic(curves, lambda file: draw_curves(history, file))
     said = files.read_json(results / f"validation_epoch_{epoch}.json", "the last predictions")["predictions"]
@@ -84,23 +79,16 @@ def write_training_page(results: Path, history: Sequence[Row], records: list[Rec
 
 
 def relative(target: Path | str, page: Path | str) -> str:
-    """The path of `target` as seen from the folder of `page`, for "video" and "tracks"."""
+    """The path of `target` as seen from the folder of `page`, for "video"."""
     try:
         return Path(os.path.relpath(target, Path(page).parent)).as_posix()
     except ValueError:  # Windows: on another drive
         return os.path.abspath(target)
 
 
-def _content(track: Path) -> str | None:
-    """The subtitles in a file. Browsers refuse a <track> from file://, so the page carries its text."""
-    return track.read_text(encoding="utf-8-sig", errors="replace") if track.exists() else None
-
-
-def _address(path: Path | str | None) -> str | None:
+def _address(path: Path | str) -> str:
     """A URL for a path: names may hold '#', '?', '%' or bytes that are no UTF-8."""
-    if path and os.path.isabs(path):
-        return Path(path).as_uri()
-    return quote(os.fsencode(Path(path).as_posix())) if path else None
+    return Path(path).as_uri() if os.path.isabs(path) else quote(os.fsencode(Path(path).as_posix()))
 
 
 def curve_points(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
@@ -112,15 +100,13 @@ def curve_points(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]
 
 def draw_curves(history: Sequence[Row], file: Any, **settings: Any) -> None:
     """Draw the losses and CIDEr against the epoch, a panel each; `settings` are savefig's, a PNG without any."""
-    # matplotlib takes half a second to import, and captioning a video needs none of it.
-    import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib import figure, rc_context  # half a second, and captioning a video needs none of it
 
     points = curve_points(history)
     panels = list(dict.fromkeys(CURVES[key][0] for key in points)) or ["loss"]
-    with matplotlib.rc_context(fname=Path(__file__).with_name("curves.mplstyle")):
-        figure = Figure(figsize=(5, 2.6 * len(panels) + 0.2))
-        for panel, axes in figure.subplot_mosaic([[panel] for panel in panels]).items():
+    with rc_context(fname=Path(__file__).with_name("curves.mplstyle")):
+        drawing = figure.Figure(figsize=(5, 2.6 * len(panels) + 0.2))
+        for panel, axes in drawing.subplot_mosaic([[panel] for panel in panels]).items():
             axes.set(xlabel="epoch", ylabel=panel)
             axes.xaxis.get_major_locator().set_params(integer=True)
             for key in (key for key in points if CURVES[key][0] == panel):
@@ -128,13 +114,11 @@ def draw_curves(history: Sequence[Row], file: Any, **settings: Any) -> None:
                 axes.plot(*zip(*points[key], strict=True), line, label=name, color=colour)
             if len(axes.lines) > 1:
                 axes.legend()
-        figure.savefig(file, **settings)
+        drawing.savefig(file, **settings)
 
 
 def _svg(history: Sequence[Row]) -> str:
     """The curves as an <svg> within HTML: without what comes before it, its metadata, and namespaces."""
     drawn = io.StringIO()
     draw_curves(history, drawn, format="svg", transparent=True)
-    return re.sub(
-        r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)|<metadata>.*?</metadata>', "", drawn.getvalue(), flags=re.DOTALL
-    )
+    return re.sub(r'(?s) xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)|<metadata>.*?</metadata>', "", drawn.getvalue())

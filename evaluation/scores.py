@@ -49,7 +49,7 @@ class Scorer:
         references = {clip_id: self.records[clip_id]["label"] for clip_id in predictions}
         return ngrams.ngram_scores(predictions, references, meteor, self.timeout, self.seed)
 
-    def grounding(self, captions: dict[str, dict[str, str] | None], pairs: dict[str, str]) -> dict[str, Any]:
+    def grounding(self, captions: dict[str, dict[str, str]], pairs: dict[str, str]) -> dict[str, Any]:
         """CIDEr of captions by their name, and of the "reversed" clips' whether they tell the opposite (in `pairs`)."""
         flips = []
         for clip_id, caption in captions["reversed"].items() if self.reader else ():

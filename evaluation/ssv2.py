@@ -7,7 +7,7 @@ Goyal et al. 2017, https://arxiv.org/abs/1706.04261 , made the dataset by fillin
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ class _Template:
         holes = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
         literals = [_literal(gap) for gap in holes.split(text.rstrip(" ,."))]
         self.own = sum(literal.count(" ") for literal in literals)  # words of its own; the comma is one
-        self.ends_in_words = literals[-1] != ""
+        self.ends_open = literals[-1] == ""  # in a placeholder
         self.counted = [template_key(name) == "number of" for name in holes.findall(text)]
         literals[-1] += "$"
         pattern = literals[0]
@@ -83,8 +83,7 @@ class _Template:
         numbers = [re.search(f"(?<![^ ]){NUMBER_WORD}", group) is not None for group, counted in groups if counted]
         number_rank = 0 if not numbers else -1 if all(numbers) else 1
         lengths = [group.count(" ") for group in fit.groups()]
-        exact, wanted = self.key == whole, self.key == expected
-        return not exact, -self.own, number_rank, not self.ends_in_words, lengths, not wanted, self.key
+        return self.key != whole, -self.own, number_rank, self.ends_open, lengths, self.key != expected, self.key
 
 
 def _literal(gap: str) -> str:
@@ -156,20 +155,21 @@ def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader:
     - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
       since some labels' texts fit another template better than their own;
     - no_template: captions that fit none of the templates;
-    - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
-      in the whole caption where no template fits (`objects_found`).
-    All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the 20 most frequent [true, read template or None, count].
+    - object_accuracy: the clip's placeholders that are found in the caption's, or in all of it where no template fits.
+    All are `bootstrap.fractions`; "per_template" holds the same by template, "confused" the 20 most frequent
+    [true, read template or None, count].
     """
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
-    clips = per_clip.values()
-    templates = sorted({clip["template"] for clip in clips} - {None})
-    wrong = [(clip["template"], clip["read"]) for clip in clips if clip["outcome"] == "wrong"]
+    by_template = defaultdict(list)
+    for clip in per_clip.values():
+        by_template[clip["template"] or ""].append(clip["counts"])
+    wrong = [(clip["template"], clip["read"]) for clip in per_clip.values() if clip["outcome"] == "wrong"]
     confused = Counter(sorted(wrong, key=lambda pair: (pair[0], pair[1] or "")))  # of equal counts, by the alphabet
     return {
-        **_shares(list(clips), seed),
+        "clips": len(per_clip),
+        **fractions([clip["counts"] for clip in per_clip.values()], seed),
         "per_template": {
-            true: _shares([clip for clip in clips if clip["template"] == true], seed) for true in templates
+            true: {"clips": len(some), **fractions(some, seed)} for true, some in sorted(by_template.items()) if true
         },
         "confused": [[true, read, count] for (true, read), count in confused.most_common(20)],
         "per_clip": per_clip,
@@ -196,8 +196,3 @@ def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str
             "object_accuracy": (objects if exact else found, objects),
         },
     }
-
-
-def _shares(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """How many clips `score_clip` has counted, and their scores with intervals."""
-    return {"clips": len(clips), **fractions([clip["counts"] for clip in clips], seed)}

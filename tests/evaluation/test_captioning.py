@@ -112,5 +112,5 @@ def test_clips_are_played_backwards_in_batches_in_order_and_damaged_ones_left_ou
     monkeypatch.setattr(workers, "Workers", EchoWorkers)
     videos = {"4": "a", "2": None, "3": "b", "1": "c"}
     reader = reader_of(data, 2, EchoCaptioner())
-    found = captioning.reversed_captions(reader, videos, timeout=9.0, max_new_tokens=5, num_beams=3)
+    found = captioning.reversed_captions(reader, videos, 9.0, 5, 3)
     assert list(found.items()) == [("4", "34 to 4"), ("3", "33 to 3"), ("1", "31 to 1")]

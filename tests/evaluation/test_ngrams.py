@@ -9,7 +9,6 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from evaluation import coco, ngrams
-from runtime.files import UserError
 
 REFERENCES = {
     "1": ["holding a red cup next to a bottle", "a red cup is held beside a bottle"],
@@ -135,10 +134,8 @@ def test_without_java_it_says_so_once_and_scores_plain_words(without_java):
     assert [scores["metrics"][f"Bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu, abs=1e-9)
 
 
-def test_cider_is_ngram_scores_cider_and_speaks_of_java_once(without_java, capfd):
-    ngrams._print_once.cache_clear()
+def test_cider_is_ngram_scores_cider_and_speaks_of_java(without_java, capfd):
     score = ngrams.cider(PREDICTIONS, REFERENCES)
-    assert score == ngrams.cider(PREDICTIONS, REFERENCES)
     assert score == pytest.approx(ngrams.ngram_scores(PREDICTIONS, REFERENCES)["metrics"]["CIDEr"], abs=1e-12)
     out, err = capfd.readouterr()
     assert out == "" and err.count("Java") == 1
@@ -150,21 +147,12 @@ def test_clips_are_scored_by_id_and_not_by_position(without_java):
     assert one == other
 
 
-def test_clips_without_prediction_or_reference_are_refused(without_java):
-    with pytest.raises(UserError, match="1 clips have not both, a prediction and references, the first is 'b'"):
-        ngrams.ngram_scores({"a": "x"}, {"a": ["x"], "b": ["y"]})
-    with pytest.raises(UserError, match="'b'"):
-        ngrams.ngram_scores({"a": "x", "b": "y"}, {"a": ["x"]})
-    with pytest.raises(UserError, match="1 clips have not both.* 'a'"):
-        ngrams.ngram_scores({"a": "x"}, {"a": []})
-
-
-def test_sets_without_a_word_and_of_one_clip_score_zero_instead_of_failing(without_java):
-    empty = ngrams.ngram_scores({"a": "", "b": "..."}, {"a": ["!"], "b": ["?"]})
+def test_captions_without_a_word_and_one_clip_alone_score_zero_instead_of_failing(without_java):
+    empty = ngrams.ngram_scores({"a": "", "b": "..."}, {"a": ["a cup"], "b": ["?"]})
     assert empty["metrics"]["CIDEr"] == 0.0
     assert all(np.isfinite(score) for score in empty["metrics"].values() if score is not None)
     one = ngrams.ngram_scores({"a": "red cup"}, {"a": ["red cup"]})
-    assert one["metrics"]["CIDEr"] == 0.0 and one["metrics"]["ROUGE_L"] == 1.0
+    assert one["metrics"]["CIDEr"] == 0.0 and one["metrics"]["ROUGE_L"] == 1.0  # in one of one clips, no word is rare
 
 
 def test_bleu_of_a_resample_is_bleu_of_the_clips_in_it(without_java, monkeypatch):

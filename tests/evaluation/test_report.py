@@ -122,17 +122,9 @@ def test_relative_leads_from_the_page_to_the_clip(tmp_path, monkeypatch):
     assert report.relative("results/1.webm", "results/index.html") == "1.webm"
 
 
-def test_the_page_carries_the_text_of_its_tracks(tmp_path):
-    vtt = "WEBVTT\n\n00:00.000 --> 00:01.000\nmoving &lt;up&gt;\n"
-    (tmp_path / "1.vtt").write_text(vtt)
-    segments = [{"start": 0, "end": 1.00049, "caption": "moving <up>"}]
-    _, _, clips = page_of(
-        tmp_path,
-        [{"id": "1", "tracks": "1.vtt", "segments": segments}, {"id": "2", "tracks": "gone.vtt", "segments": segments}],
-    )
-    assert clips[0]["vtt"] == vtt and clips[0]["tracks"] == "1.vtt"
+def test_segments_are_carried_in_milliseconds(tmp_path):
+    _, _, clips = page_of(tmp_path, [{"id": "1", "segments": [{"start": 0, "end": 1.00049, "caption": "moving <up>"}]}])
     assert clips[0]["segments"] == [{"start": 0.0, "end": 1.0, "caption": "moving <up>"}]
-    assert clips[1]["tracks"] == "gone.vtt" and "vtt" not in clips[1]
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):
