@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> None:
         labelled["test"] = test_records(answers, [*dataset.read_templates(args.data), *written])
     for split, records in labelled.items():
         ready = caption_lists(records, paraphrases if split == "train" else {})
+        if not ready:
+            raise files.UserError(f"the {split} labels hold no clip with a caption; download them again")
         files.write_json(layout.ready(split), ready)
         captions, left_out = sum(len(record["label"]) for record in ready), len(records) - len(ready)
         print(f"{layout.ready(split)}: {len(ready):,} clips, {captions:,} captions; {left_out:,} clips have none")
@@ -32,11 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add(
-        "--paraphrases",
-        type=Path,
-        help="a file or a folder of parts (default: those under --data, where there are any)",
-    )
+    add("--paraphrases", type=Path, help="a file or a folder of parts (default: those under --data, if any)")
     return parser.parse_args(argv)
 
 

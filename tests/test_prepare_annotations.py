@@ -69,3 +69,12 @@ def test_mistakes_are_named_and_nothing_is_written(data):
     with pytest.raises(UserError, match="the paraphrases"):
         prepare_annotations.main(["--data", str(data), "--paraphrases", str(data / "none")])
     assert not (data / "annotations").exists()
+
+
+def test_labels_without_any_caption_are_refused_and_replace_nothing(data):
+    prepare_annotations.main(["--data", str(data)])
+    before = (data / "annotations" / "val_ready.json").read_text()
+    (data / "labels" / "validation.json").write_text(json.dumps([{"id": "4"}]))  # as the test split's are
+    with pytest.raises(UserError, match="the validation labels hold no clip with a caption"):
+        prepare_annotations.main(["--data", str(data)])
+    assert (data / "annotations" / "val_ready.json").read_text() == before
