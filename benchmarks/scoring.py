@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             begun = time.perf_counter()
             found = run()
             seconds[name].append(time.perf_counter() - begun)
-            if found.get("notes"):
+            if found and found.get("notes"):
                 raise UserError(f"this would time something else: {found['notes'][0]}")
     rows = [[name, measure.spread(values, 1)] for name, values in seconds.items()]
     rows += page_rows(predictions, records, args.runs)
