@@ -161,7 +161,8 @@ class VideoCaptioner(
         if dim != width:
             raise UserError(f"the Q-Former is {dim} wide, the language model's embeddings {width}: use another --llm")
         if (room := self.max_caption_tokens) is not None and room < 1:
-            raise UserError(f"the language model has too few positions for {self.prefix_length} before a caption")
+            reason = f"has too few positions: {self.prefix_length} stand before a caption"
+            raise UserError(f"the language model {reason}; use fewer --num-queries, or another --llm")
 
     @property
     def device(self) -> torch.device:

@@ -130,5 +130,6 @@ def _described_transform(name: str, size: int) -> Transform:
         described, _ = BaseVideoProcessor.get_video_processor_dict(name)
     except OSError:  # there is no such file
         described = {}
-    size = described.get("crop_size", {}).get("height", size)
+    crop = described.get("crop_size", size)
+    size = crop["height"] if isinstance(crop, dict) else crop
     return Transform(size, False, tuple(described.get("image_mean", MEAN)), tuple(described.get("image_std", STD)))
