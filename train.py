@@ -68,21 +68,19 @@ class Run:
         keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
         sizes = {key: getattr(args, key) for key in keys}
         first = cache.load(self.layout.feature_folder("train") / f"{self.records['train'][0]['id']}.pt")
-        try:
-            qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
-        except ValueError as error:
-            raise UserError(f"{error}; choose another --num-heads") from None
-        made, space = cache.read_config(features), not args.published_captions
+        qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
+        made = cache.read_config(features)
+        config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
         if saved is not None:
-            config, path, space = saved.config, args.checkpoint, saved.config["caption_space"]
-            cache.check_same_features(config["features"], features, path, config.get("published", False))
-            if note := checkpoint.check_llm(config, lm, args.llm, path):
-                self.context.print_main(f"note: {note}")
-            if args.published_captions and space:
+            before, path = saved.config, args.checkpoint
+            cache.check_same_features(before["features"], features, path, before.get("published", False))
+            if args.published_captions and before["caption_space"]:
                 raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
-            checkpoint.load_weights(qformer, saved.weights, path)
-        config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
-        return VideoCaptioner(lm, tokenizer, qformer.to(self.context.device), config=config)
+            config["caption_space"] = before["caption_space"]
+        captioner = VideoCaptioner(lm, tokenizer, qformer, config=config)
+        if saved is not None:
+            captioner.restore(saved, args.checkpoint)
+        return captioner
 
     def leave_out_long_captions(self) -> None:
         """Train without the captions that the language model has no positions for."""
