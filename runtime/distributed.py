@@ -32,21 +32,14 @@ class DistributedContext:
         Raises: UserError where there are more ranks than GPUs.
         """
         self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.is_main = self.rank == 0  # it prints, saves and draws the bar
         self.device = cli.device(device)
         if self.device.type == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", self.device.index or 0))
-            if local >= (gpus := torch.cuda.device_count()):
-                raise UserError(f"there are more processes than GPUs: give torchrun --nproc-per-node {gpus}")
-            self.device = torch.device("cuda", local)
+            self.device = cli.device(f"cuda:{os.environ.get('LOCAL_RANK', self.device.index or 0)}")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=PATIENCE)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the rank that prints, saves and draws the bar."""
-        return self.rank == 0
 
     def print_main(self, text: str) -> None:
         """Print once, not once a rank."""

@@ -186,7 +186,7 @@ def test_a_long_video_in_one_caption_is_told_how_to_get_more(namer, tmp_path, ca
     write_video(tmp_path / "in" / "short.webm", "red", seconds=29, fps=1)
     run(tmp_path, "--video", tmp_path / "in")
     told = [line for line in capsys.readouterr().out.splitlines() if "--window" in line]
-    assert told == ["holiday.webm: 31 s; --window 4 captions it in parts"]
+    assert told == ["holiday: 31 s; --window 4 captions it in parts"]
     run(tmp_path, "--video", long, "--window", 4)
     assert "--window" not in capsys.readouterr().out
 
