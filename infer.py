@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             with Interrupts(at_once=True):
                 try:
-                    caption_clips(captioner, clips, args, workers, results)
+                    results.caption(captioner, workers)
                 finally:
                     results.write_texts()
                 results.write_media()  # last: where it fills the disk, the captions are there
@@ -96,8 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     running = parser.add_argument_group("running")
     add = running.add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
-    workers = min(4, os.cpu_count() or 1)
-    add("--workers", type=cli.whole, default=workers, help="processes that decode videos; 0: this one decodes")
+    add("--workers", type=cli.whole, default=min(4, os.cpu_count() or 1), help="processes that decode; 0: this one")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
     cli.add_device(running)
     args = parser.parse_args(argv)
@@ -135,27 +134,13 @@ def load_captioner(args: argparse.Namespace) -> VideoCaptioner:
     return captioner
 
 
-def caption_clips(
-    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, workers: Workers, results: "Results"
-) -> None:
-    """Decode in workers, caption in batches, and tell and save each video's captions when it is done."""
-    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-    with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
-        for clip in captioner.caption_files(clips, workers, args.window, args.stride, **settings):
-            bar.update()
-            tell(clip)
-            if time.monotonic() - results.saved > SAVE_EVERY:
-                results.save()
-
-
 def tell(clip: Clip) -> None:
-    """What is new of a video's captions, or why there are none, on the screen; windows only where they say another."""
+    """What is new of a video's captions, or why there are none, on the screen; a window's only where it is another."""
     lines = []
     if clip.error:
         lines.append(f"failed: {clip.error}")
     elif clip.is_windowed:
-        *before, caption = clip.captions
-        if caption and caption not in before[-1:]:
+        if (caption := clip.captions[-1]) and caption not in clip.captions[-2:-1]:
             lines.append(f"{clip.decoded[-1].start:.1f} s: {caption}")
     else:
         lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
@@ -173,7 +158,7 @@ def tell(clip: Clip) -> None:
 
 @dataclass
 class Results:
-    """What is written into the results' folder."""
+    """The videos' captions, and what is written of them into the results' folder."""
 
     clips: list[Clip]
     folder: Path
@@ -181,6 +166,17 @@ class Results:
     args: argparse.Namespace
     made_by: dict[str, str | None]
     saved: float = 0.0  # when results.json was written last
+
+    def caption(self, captioner: VideoCaptioner, workers: Workers) -> None:
+        """Decode in workers, caption in batches, and tell and save each video's captions as they are made."""
+        args = self.args
+        settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+        with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
+            for clip in captioner.caption_files(self.clips, workers, args.window, args.stride, **settings):
+                bar.update()
+                tell(clip)
+                if time.monotonic() - self.saved > SAVE_EVERY:
+                    self.save()
 
     def save(self) -> None:
         """results.json: the captions of all clips so far."""

@@ -16,8 +16,7 @@ from runtime.signals import Interrupted
 
 _GOOD = "everything written before is still good"
 _ADVICE = {  # what to do about a disk's errors
-    **dict.fromkeys(("EACCES", "EPERM", "EROFS"), "check its permissions, or name another place"),
-    **dict.fromkeys(("ENOTDIR", "EEXIST"), "a file is in the way: name another place"),
+    **dict.fromkeys(("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"), "mend that, or name another place"),
     **dict.fromkeys(("ENOSPC", "EFBIG", "EDQUOT", "EIO"), _GOOD),
     "ENOENT": "it is gone since the run began: bring it back",
 }
@@ -67,8 +66,7 @@ probability = _number(float, lambda value: 0 <= value < 1, "a number from 0 to b
 
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The flag --device, for `device`."""
-    where = "what computes: cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)"
-    parser.add_argument("--device", help=where)
+    parser.add_argument("--device", help="cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)")
 
 
 def device(name: str | None) -> torch.device:

@@ -1,7 +1,4 @@
-"""One process or many: what `torchrun` started, and how its processes share work.
-
-Without torchrun there is one rank, and nothing here waits for anything.
-"""
+"""What `torchrun` started, and how its processes share work. Without it there is one rank, which waits for nothing."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -27,10 +24,7 @@ class DistributedContext:
     """This process among those that torchrun started: its rank, its device, and what all of them do together."""
 
     def __init__(self, device: str | None = None) -> None:
-        """Join the other processes. `device`: "cuda", "cpu" or "mps"; default: a GPU of its own where there is one.
-
-        Raises: UserError where there are more ranks than GPUs.
-        """
+        """Join the others. `device`: as --device. Raises: UserError where there are more ranks than GPUs."""
         self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         self.is_main = self.rank == 0  # it prints, saves and draws the bar
         self.device = cli.device(device)
@@ -75,10 +69,7 @@ class DistributedContext:
     def check_equal(self, value: Any, what: str) -> None:
         """Make sure that all ranks have the same value. Raises: UserError, on all of them, where they have not."""
         if any(other != value for other in self.gather(value)):
-            raise UserError(
-                f"the processes do not have the same {what}: every machine needs the same --data and --checkpoint, "
-                "and nothing may be written there while they start"
-            )
+            raise UserError(f"the processes do not have the same {what}: give all the same --data and --checkpoint")
 
     def close(self) -> None:
         """Leave the group. A rank that fails does not call this: its connections break, and the others notice."""

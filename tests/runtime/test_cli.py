@@ -89,8 +89,8 @@ GOOD = "; everything written before is still good"
     [
         (UserError("give\nthis"), 2, "give this"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 1, f"No space left on device: x.pt{GOOD}"),
-        (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "Permission denied: out; check its permissions"),
-        (FileExistsError(errno.EEXIST, "File exists", "out"), 1, "File exists: out; a file is in the way"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "Permission denied: out; mend that, or"),
+        (FileExistsError(errno.EEXIST, "File exists", "out"), 1, "File exists: out; mend that, or name another place"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "No such file or directory: x"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(15), 143, "interrupted"),
