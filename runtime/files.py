@@ -73,9 +73,9 @@ def write_text(path: Path | str, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path | str, value: Any) -> None:
     """Write strict JSON (no NaN: it is not JSON), whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def copy(source: Path, target: Path) -> None:
