@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from runtime.files import UserError
-from video.container import Index, read_index
+from video.container import Index, Video, read_index
 from video.reader import Transform, read_spans
 from video.workers import Decoded, Failure, Task, Workers
 
@@ -92,7 +92,7 @@ def read_run(
     path: str, index: Index, spans: Sequence[Span], frames: int, transform: Transform
 ) -> tuple[list[Tensor | None], str | None]:
     """In a worker: uint8 (T, 3, S, S) of each window, or None where nothing of it decodes; and a warning."""
-    found, _ = read_spans(path, index, spans, frames, transform)
+    found, _ = read_spans(Video(path, index), spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
     return found, index.warning(len(index.stamps))

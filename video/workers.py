@@ -131,7 +131,7 @@ def _context() -> multiprocessing.context.BaseContext:
     with_forks = hasattr(os, "fork") and "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if with_forks else "spawn")
     if with_forks:
-        context.set_forkserver_preload(["video.workers", "decord", "transformers"])
+        context.set_forkserver_preload(["video.workers", "transformers"])
     return context
 
 
