@@ -24,7 +24,6 @@ from runtime.files import UserError
 from runtime.signals import Interrupted, Interrupts
 from video import gif, subtitles
 from video import paths as videos
-from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
 from video.windows import check_window
 from video.workers import Workers
@@ -171,7 +170,7 @@ def tell(clip: Clip) -> None:
         tqdm.write(files.printable(f"{name}: {line}"))
     if not (clip.error or clip.is_windowed or clip.references):
         with contextlib.suppress(VideoError):
-            if (seconds := read_duration(clip.path)) >= LONG:
+            if (seconds := probe(clip.path).duration) >= LONG:
                 tqdm.write(files.printable(f"{clip.path.name}: {seconds:.0f} s; --window 4 captions it in parts"))
 
 

@@ -100,12 +100,9 @@ class Video(NamedTuple):
 def opened(path: Path | str) -> Iterator[Video]:
     """A video, to be read in order. Raises: VideoError."""
     with expected_errors(), _open(path) as (container, stream):
-        packets: Iterable[Any] = _packets(container, stream)
-        if os.path.getsize(path) > SMALL:
-            yield Video(path, _index(path, container, stream, packets))
-        else:
-            packets = list(packets)
-            yield Video(path, _index(path, container, stream, packets), packets, stream.codec_context)
+        packets = _packets(container, stream)
+        kept = list(packets) if os.path.getsize(path) <= SMALL else []
+        yield Video(path, _index(path, container, stream, kept or packets), kept, stream.codec_context)
 
 
 def read_index(path: Path | str) -> Index:
@@ -149,24 +146,27 @@ def expected_errors() -> Iterator[None]:
 def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     """A container, and the one of its video streams that FFmpeg takes."""
     _check_file(path)
-    with contextlib.ExitStack() as stack:
-        try:  # "file:", or a colon in the name would make it a protocol
-            container = stack.enter_context(av.open(f"file:{os.path.abspath(os.fsdecode(path))}"))
-        except av.FFmpegError as error:
-            if isinstance(error, MemoryError) or b"\0" in _head(path):
-                raise
-            raise VideoError("it is a text file, not a video") from None
+    try:  # "file:", or a colon in the name would make it a protocol
+        container = av.open(f"file:{os.path.abspath(os.fsdecode(path))}")
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError) or b"\0" in _head(path):
+            raise
+        raise VideoError("it is a text file, not a video") from None
+    with container:
         stream = _choose_stream(container)
         stream.codec_context.thread_count = 1  # processes run side by side
         yield container, stream
 
 
+def missing(path: Path | str) -> str:
+    """Why there is no file of this name."""
+    is_url = re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path))  # made absolute, it may be, too
+    return "it is a URL: download the video and name the file" if is_url else "there is no such file"
+
+
 def _check_file(path: Path | str) -> None:
-    """Raises: VideoError for what is no file that could hold a video."""
     if not os.path.exists(path):
-        if re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path)):  # made absolute, it may be, too
-            raise VideoError("it is a URL: download the file, and name that")
-        raise VideoError("there is no such file")
+        raise VideoError(missing(path))
     if not os.path.isfile(path):
         raise VideoError("it is a folder or a device, not a file")
     if not os.path.getsize(path):
@@ -182,13 +182,8 @@ def _choose_stream(container: Any) -> Any:
         raise VideoError("it is a picture, not a video: name a video, or an animated GIF")
     streams = [s for s in container.streams.video if s.codec_context and not s.disposition & flags.attached_pic]
     if not streams:
-        held = sorted({stream.type for stream in container.streams} - {"data", "attachment", "video"})
-        raise VideoError(f"it holds no video stream{f', only {held[0]}' if held else ''}")
-
-    def score(stream: Any) -> tuple[int, int]:
-        return stream.width * stream.height + 5_000_000 * bool(stream.disposition & flags.default), stream.frames
-
-    return max(streams, key=score)
+        raise VideoError("it holds no video stream")
+    return max(streams, key=lambda s: (s.width * s.height + 5_000_000 * bool(s.disposition & flags.default), s.frames))
 
 
 def _frames(decoder: Any, packets: Iterable[Any], stamped: bool) -> Iterator[tuple[int, Any]]:

@@ -4,8 +4,7 @@ Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N
 """
 
 import contextlib
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -154,7 +153,8 @@ def read_spans(
     found: list[Tensor | None] = []
     for span, frames in zip(spans, chosen, strict=True):
         told, left = (index.before(each, span[1]) & ~index.before(each, span[0]) for each in (index.stamps, seen))
-        found.append(None if told.any() and not left.any() else _stack(store, frames))
+        is_lost = told.any() and not left.any()
+        found.append(None if is_lost else torch.stack([store[stamp] for stamp in frames.tolist()]))
     return found, len(seen)
 
 
@@ -162,31 +162,24 @@ def _decode(
     video: Video, wanted: np.ndarray, after: float, transform: Transform | None
 ) -> tuple[dict[int, Tensor], np.ndarray]:
     """The frames of stamps `wanted`, and the stamps of all frames decoded on the way, before `after` seconds."""
-    seen, found = [], set(wanted.tolist())
-
-    def pictures() -> Iterator[tuple[int, np.ndarray]]:
-        size, reformatter = None, VideoReformatter()
+    seen, store, part, chosen = [], {}, {}, set(wanted.tolist())
+    size, reformatter = None, VideoReformatter()
+    with container.expected_errors(), contextlib.closing(video.frames(wanted[0])) as frames:
         for stamp, frame in frames:
             if stamp > wanted[-1] and not video.index.before(stamp, after):
-                return
+                break
             seen.append(stamp)
             size = size or (frame.width, frame.height)
-            if stamp in found:
-                yield stamp, container.rgb(frame, size, reformatter)
-
-    with container.expected_errors(), contextlib.closing(video.frames(wanted[0])) as frames:
-        store = _transformed(pictures(), transform)
-    return store, np.sort(np.array(seen, dtype=np.int64))
-
-
-def _transformed(pictures: Iterable[tuple[int, np.ndarray]], transform: Transform | None) -> dict[int, Tensor]:
-    """Frames (H, W, 3) by their stamps, transformed."""
-    pictures, store = iter(pictures), {}
-    while part := dict(itertools.islice(pictures, RESIZED_AT_ONCE)):
-        frames = torch.from_numpy(np.stack(list(part.values())))  # (T, H, W, 3)
-        store.update(zip(part, transform.apply(frames) if transform else frames, strict=True))
-    return store
+            if stamp in chosen:
+                part[stamp] = container.rgb(frame, size, reformatter)
+            if len(part) == RESIZED_AT_ONCE:
+                store |= _transformed(part, transform)
+                part = {}
+    return store | _transformed(part, transform), np.sort(np.array(seen, dtype=np.int64))
 
 
-def _stack(store: dict[int, Tensor], stamps: np.ndarray) -> Tensor:
-    return torch.stack([store[stamp] for stamp in stamps.tolist()])
+def _transformed(part: dict[int, np.ndarray], transform: Transform | None) -> dict[int, Tensor]:
+    if not part:
+        return {}
+    frames = torch.from_numpy(np.stack(list(part.values())))  # (T, H, W, 3)
+    return dict(zip(part, transform.apply(frames) if transform else frames, strict=True))

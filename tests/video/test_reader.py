@@ -206,7 +206,7 @@ def test_undecodable_files_are_told_apart(folder, vp9):
         "text.mp4": "it is a text file, not a video",
         "picture.mp4": "it is a picture, not a video",
         "cut.webm": "it does not open as a video",
-        "audio.webm": "no video stream, only audio",
+        "audio.webm": "it holds no video stream",
         "none.webm": "there is no such file",
         ".": "it is a folder or a device, not a file",
     }
