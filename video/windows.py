@@ -9,19 +9,19 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from runtime.files import UserError
-from video.container import Index, Video, read_index
+from video.container import Index, Video, VideoError, read_index
 from video.reader import Transform, read_spans
-from video.workers import Decoded, Failure, Task, Workers
+from video.workers import Decoded, Workers
 
 MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
-MAX_OVERLAP = 20  # windows over one instant: the frames of all of them are in memory
 RUN_SECONDS = 60.0  # of video that a task decodes, beside the way from the key frame before
 RUN_BYTES = 48 << 20  # of frames that a task returns
 
@@ -35,9 +35,6 @@ def check_window(window: float, stride: float) -> None:
             raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
     if stride > window:
         raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
-    if stride * MAX_OVERLAP < window:
-        least = f"take a stride of {window / MAX_OVERLAP:g} s or more"
-        raise UserError(f"--stride {stride:g}: more than {MAX_OVERLAP} windows of {window:g} s would overlap; {least}")
 
 
 def windows(duration: float, window: float, stride: float) -> list[Span]:
@@ -46,7 +43,6 @@ def windows(duration: float, window: float, stride: float) -> list[Span]:
     What is left after the last full window is a shorter window of its own where it holds half a stride or more.
     A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
     """
-    check_window(window, stride)
     count = max(1, 1 + math.floor((duration - window) / stride + 0.5))
     spans = [(i * stride, min(i * stride + window, duration)) for i in range(count)]
     return [*spans[:-1], (spans[-1][0], duration)]
@@ -68,24 +64,23 @@ def read_windows(
     check_window(window, stride)
     each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
 
-    def tasks() -> Iterator[Task]:
+    def calls() -> Iterator[tuple[Any, Callable[[], Any], int]]:
         located = ((key, os.path.abspath(path)) for key, path in paths)  # workers may be elsewhere
-        for (key, path), index in workers.run(Task(item, read_index, (item[1],)) for item in located):
-            if isinstance(index, Failure):
-                yield Task((key, 0, [(None, None)], 1), Failure, index)  # in its turn
+        for (key, path), index in workers.run((item, partial(read_index, item[1]), 1) for item in located):
+            if isinstance(index, VideoError):
+                yield (key, [(None, None)], 1), partial(VideoError, str(index)), 1  # in its turn
                 continue
             spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
             for first in range(0, len(spans), each):
-                part = spans[first : first + each]
-                arguments = (path, index, part, frames, transform)
-                yield Task((key, first, part, len(spans)), read_run, arguments, units=len(part))
+                run = spans[first : first + each]
+                yield (key, run, len(spans)), partial(read_run, path, index, run, frames, transform), len(run)
 
-    for (key, first, part, total), result in workers.run(tasks()):
-        failed = isinstance(result, Failure)
-        squares, warning = ([None] * len(part), None) if failed else result
-        error = result.reason if failed else "no frame of this window could be decoded"
-        for number, ((start, end), clip) in enumerate(zip(part, squares, strict=True), first):
-            yield Decoded(key, clip, error if clip is None else None, warning, start, end, number, total)
+    for (key, run, total), result in workers.run(calls()):
+        failed = isinstance(result, VideoError)
+        clips, warning = ([None] * len(run), None) if failed else result
+        error = str(result) if failed else "no frame of this window could be decoded"
+        for (start, end), clip in zip(run, clips, strict=True):
+            yield Decoded(key, clip, error if clip is None else None, warning, start, end, total)
 
 
 def read_run(

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +27,6 @@ AHEAD = 16  # clips that are begun or finished and not yet taken, or two for eac
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
 
 
-class Failure(NamedTuple):
-    """Why a video could not be decoded."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        """The reason alone."""
-        return self.reason
-
-
 class Decoded(NamedTuple):
     """A whole clip, or one window of a long video. Either `frames` or `error` is there."""
 
@@ -45,17 +36,7 @@ class Decoded(NamedTuple):
     warning: str | None = None  # the file is cut off, say: its frames stand for what is left
     start: float | None = None  # seconds from the start of the file; None: the whole clip
     end: float | None = None
-    index: int = 0  # of the file's windows
-    total: int = 1
-
-
-class Task(NamedTuple):
-    """A call for a worker to make."""
-
-    key: Any
-    function: Callable[..., Any]  # of a module's top level
-    arguments: tuple
-    units: int = 1  # how many time limits it may take
+    total: int = 1  # the file's windows
 
 
 class Workers:
@@ -78,40 +59,40 @@ class Workers:
             self._pool.stop()
             self._pool.join()
 
-    def run(self, tasks: Iterable[Task], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
-        """(key, what the function returned, or a Failure) of each task, in the order asked for.
+    def run(self, calls: Iterable[tuple[Any, Callable[[], Any], int]], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
+        """(key, what the call returned, or a VideoError) of each (key, call, time limits it may take), in order.
 
-        Tasks are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
+        Calls are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
         """
         if self._pool is None:
-            yield from ((task.key, _attempt(task.function, *task.arguments)) for task in tasks)
+            yield from ((key, _attempt(call)) for key, call, _ in calls)
             return
-        tasks = iter(tasks)
-        waiting = deque(self._begin(task) for task in itertools.islice(tasks, max(ahead, 2 * self.count)))
+        calls = iter(calls)
+        waiting = deque(self._begin(*call) for call in itertools.islice(calls, max(ahead, 2 * self.count)))
         while waiting:
             key, limit, future = waiting.popleft()
             try:
                 result = future.result()
             except TimeoutError:
-                result = Failure(f"decoding took longer than {limit:g} s")
+                result = VideoError(f"decoding took longer than {limit:g} s")
             except pebble.ProcessExpired:
-                result = Failure("decoding it ended the worker process")
+                result = VideoError("decoding it ended the worker process")
             yield key, result
-            waiting.extend(self._begin(task) for task in itertools.islice(tasks, 1))
+            waiting.extend(self._begin(*call) for call in itertools.islice(calls, 1))
 
-    def _begin(self, task: Task) -> tuple[Any, float, Future]:
-        limit = self.timeout * task.units
-        return task.key, limit, self._pool.schedule(_attempt, args=(task.function, *task.arguments), timeout=limit)
+    def _begin(self, key: Any, call: Callable[[], Any], limits: int) -> tuple[Any, float, Future]:
+        limit = self.timeout * limits
+        return key, limit, self._pool.schedule(_attempt, args=(call,), timeout=limit)
 
     def read_clips(
         self, paths: Iterable[tuple[Any, Path | str]], transform: reader.Transform, frames: int
     ) -> Iterator[Decoded]:
         """Whole clips, each (key, path), as `reader.read_clip` reads them, in the order asked for."""
         located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
-        tasks = (Task(key, reader.read_clip, (path, frames, transform)) for key, path in located)
-        for key, result in self.run(tasks, AHEAD):
-            failed = isinstance(result, Failure)
-            yield Decoded(key, None, result.reason) if failed else Decoded(key, result[0], warning=result[1])
+        calls = ((key, partial(reader.read_clip, path, frames, transform), 1) for key, path in located)
+        for key, result in self.run(calls, AHEAD):
+            failed = isinstance(result, VideoError)
+            yield Decoded(key, None, str(result)) if failed else Decoded(key, result[0], warning=result[1])
 
 
 def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
@@ -139,16 +120,12 @@ def _prepare() -> None:
     """In a worker, before its first task."""
     torch.set_num_threads(1)  # workers run side by side
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence = os.open(os.devnull, os.O_RDWR)  # FFmpeg tells the terminal of every damaged byte; the clip is named
-    for stream in (1, 2):
-        os.dup2(silence, stream)
     with contextlib.suppress(ImportError, OSError, ValueError):  # where the system can, a limit for damaged headers
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _end_with_parent() -> None:
@@ -157,13 +134,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns, or a Failure: a run of days must not end over one video."""
+def _attempt(call: Callable[[], Any]) -> Any:
+    """What the call returns, or a VideoError: a run of days must not end over one video."""
     try:
-        return function(*arguments)
+        return call()
     except VideoError as error:
-        return Failure(str(error))
+        return error
     except MemoryError:
-        return Failure(NO_MEMORY)
+        return VideoError(NO_MEMORY)
     except Exception as error:  # nobody expected it: its class is named, so that a bug of ours is seen as one
-        return Failure(f"unexpected {type(error).__name__}: {error}")
+        return VideoError(f"unexpected {type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ from tests import videos
 from video import windows as module
 from video.reader import Transform, read_clip, read_frames
 from video.windows import read_windows
-from video.workers import Task, Workers
+from video.workers import Workers
 
 LOOK = Transform(32)
 CASES = Path(__file__).parents[1] / "data"
@@ -34,7 +34,7 @@ def long(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_window_over_the_whole_of_any_file_is_its_clip(here, name):
     (found,) = read_windows(here, [("a", CASES / name)], LOOK, 5, 1e6, 1e6)
-    assert (found.key, found.error, found.warning, found.index, found.total) == ("a", None, None, 0, 1)
+    assert (found.key, found.error, found.warning, found.total) == ("a", None, None, 1)
     assert torch.equal(found.frames, read_clip(CASES / name, 5, LOOK)[0])
     assert found.start == (2.5 if name == "delayed.mp4" else 0.0)
 
@@ -42,7 +42,7 @@ def test_one_window_over_the_whole_of_any_file_is_its_clip(here, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_of_any_file_hold_the_frames_of_their_spans(here, name):
     found = list(read_windows(here, [("a", CASES / name)], LOOK, 4, 0.7, 0.35))
-    assert [(part.index, part.total) for part in found] == [(i, len(found)) for i in range(len(found))]
+    assert {part.total for part in found} == {len(found)}
     for part in found[:: max(1, len(found) // 4)]:
         assert torch.equal(part.frames, LOOK.apply(read_frames(CASES / name, 4, part.start, part.end)))
 
@@ -67,7 +67,7 @@ def test_runs_of_windows_in_workers_give_what_one_process_gives(here, long, monk
         found = list(read_windows(two, paths, LOOK, 4, window, stride))
     assert [part._replace(frames=None) for part in found] == [part._replace(frames=None) for part in expected]
     bad = next(part for part in found if part.key == "bad")
-    assert bad == ("bad", None, "it is a text file, not a video", None, None, None, 0, 1)
+    assert bad == ("bad", None, "it is a text file, not a video", None, None, None, 1)
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(found, expected, strict=True) if a is not bad)
 
 
@@ -105,30 +105,28 @@ def test_windows_that_a_cut_off_file_has_left_carry_the_warning(here, tmp_path):
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(found[:2], expected, strict=False))
 
 
+def sleep_over_the_second_run(path, index, spans, frames, transform):
+    return time.sleep(60 if spans[0][0] == 4 else 0) or ([torch.zeros(1)] * len(spans), None)
+
+
 def test_a_run_that_takes_too_long_names_its_windows_and_no_others(long, monkeypatch):
     monkeypatch.setattr(module, "RUN_SECONDS", 4.0)
-    monkeypatch.setattr(module, "Task", lambda *task, **options: slowed(Task(*task, **options)))
-
-    def slowed(task):
-        second = task.function is module.read_run and task.key[1] == 2
-        return Task(task.key, time.sleep, (60,)) if second else task
-
-    with Workers(1, timeout=2.0) as one:
+    monkeypatch.setattr(module, "read_run", sleep_over_the_second_run)
+    with Workers(1, timeout=1.0) as one:
         found = list(read_windows(one, [(0, long)], LOOK, 4, 2.0, 2.0))
     assert [part.error for part in found] == [None, None, *["decoding took longer than 2 s"] * 2, None, None]
     assert [part.start for part in found] == [0, 2, 4, 6, 8, 10]
 
 
 def test_runs_are_asked_for_only_as_their_windows_are_taken(long, monkeypatch):
-    monkeypatch.setattr(module, "RUN_BYTES", 1)  # every window is a task of its own
-    asked = []
+    monkeypatch.setattr(module, "RUN_BYTES", 1)  # every window is a call of its own
+    asked, run = [], Workers.run
 
-    def noted(*task, **options):
-        asked.extend([task[0][1]] if task[1] is module.read_run else [])
-        return Task(*task, **options)
+    def noted(self, calls, *ahead):
+        return run(self, (asked.append(call[0]) or call for call in calls), *ahead)
 
-    monkeypatch.setattr(module, "Task", noted)
+    monkeypatch.setattr(Workers, "run", noted)
     with Workers(1) as one:
         for taken, _ in enumerate(read_windows(one, [(0, long)], LOOK, 4, 0.5, 0.5), 1):
-            assert len(asked) <= taken + 2
-    assert asked == list(range(24))
+            assert len(asked) <= 1 + taken + 2  # the first is for the index
+    assert len(asked) == 25
