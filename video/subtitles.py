@@ -6,7 +6,6 @@ Times are seconds from the start of the video.
 
 import html
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None
     """
     merged: list[Segment] = []
     for i, ((start, end), caption) in enumerate(zip(spans, captions, strict=True)):
-        caption = _one_line(caption or "")
+        caption = " ".join((caption or "").split())  # a blank line would end a cue
         if not caption:
             continue
         if i > 0:
@@ -44,13 +43,13 @@ def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None
 
 def srt(parts: Sequence[Segment]) -> str:
     """SubRip text. The format has no escapes: an arrow in a caption, which ends it in some players, is shortened."""
-    cues = [_cue(part, ",", re.sub(r"-{2,}>", "->", _one_line(part.caption))) for part in parts]
+    cues = [_cue(part, ",", re.sub(r"-{2,}>", "->", part.caption)) for part in parts]
     return "\n".join(f"{number}\n{cue}" for number, cue in enumerate(cues, start=1))
 
 
 def vtt(parts: Sequence[Segment]) -> str:
     """WebVTT text (W3C): `&`, `<` and `>` are escaped, so that no caption can hold a tag or an arrow."""
-    cues = [_cue(part, ".", html.escape(_one_line(part.caption), quote=False)) for part in parts]
+    cues = [_cue(part, ".", html.escape(part.caption, quote=False)) for part in parts]
     return "\n".join(["WEBVTT\n", *cues])
 
 
@@ -62,9 +61,3 @@ def _clock(seconds: float, point: str) -> str:
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
-
-
-def _one_line(text: str) -> str:
-    """A blank line would end a cue, and a lone surrogate cannot be written: both go, as do control characters."""
-    text = " ".join(text.split())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
