@@ -25,7 +25,6 @@ from runtime.signals import Interrupted, Interrupts
 from video import gif, subtitles
 from video import paths as videos
 from video.reader import VideoError, probe, read_frames
-from video.windows import check_window
 from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
@@ -108,7 +107,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
     if args.window is not None:
         args.stride = args.window if args.stride is None else args.stride
-        check_window(args.window, args.stride)
+        subtitles.check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
     return args

@@ -104,14 +104,8 @@ class CaptionsFiles:
         Seconds: `window`, `stride` (default: the window); without a window a file gets one caption. `settings` as
         `caption_decoded`.
         """
-        from video import windows
-
-        look = (self.encoder.transform, self.encoder.frames)
         paths = [(video, video.path) for video in videos if not video.error]
-        if window is None:
-            decoded = workers.read_clips(paths, *look)
-        else:
-            decoded = windows.read_windows(workers, paths, *look, window, window if stride is None else stride)
+        decoded = workers.read_clips(paths, self.encoder.transform, self.encoder.frames, window, stride)
         for part, caption in self.caption_decoded(decoded, **settings):
             part.key.add(part, caption)
             yield part.key

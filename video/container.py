@@ -18,7 +18,6 @@ STILL = ("avif", "heic", "heix", "mif1")  # brands of pictures in MP4's format
 SMALL = 16 << 20  # bytes of a file whose packets are kept, so that it is opened and read once
 HEAD = 4096  # bytes, in which a WebM file's segment begins
 SEGMENT = b"\x18\x53\x80\x67"  # its id (Matroska, RFC 9559)
-NO_MEMORY = "it needs more memory than decoding may use"
 SEEK_EARLY = 3  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
 
@@ -135,7 +134,7 @@ def expected_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise VideoError(NO_MEMORY) from None
+        raise VideoError("it needs more memory than decoding may use") from None
     except av.FFmpegError as error:
         raise VideoError(f"it does not open as a video ({error.strerror})") from None
     except OSError as error:

@@ -5,9 +5,14 @@ Times are seconds from the start of the video.
 """
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from runtime.files import UserError
+
+MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
 
 
 class Segment(NamedTuple):
@@ -16,6 +21,26 @@ class Segment(NamedTuple):
     start: float
     end: float
     caption: str
+
+
+def check_window(window: float, stride: float) -> None:
+    """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
+    for flag, seconds in (("--window", window), ("--stride", stride)):
+        if not MIN_STRIDE <= seconds < math.inf:
+            raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
+    if stride > window:
+        raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
+
+
+def windows(duration: float, window: float, stride: float) -> list[tuple[float, float]]:
+    """The windows [start, end) that cover `duration` seconds, in order.
+
+    What is left after the last full window is a shorter window of its own where it holds half a stride or more.
+    A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
+    """
+    count = max(1, 1 + math.floor((duration - window) / stride + 0.5))
+    spans = [(i * stride, min(i * stride + window, duration)) for i in range(count)]
+    return [*spans[:-1], (spans[-1][0], duration)]
 
 
 def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None]) -> list[Segment]:

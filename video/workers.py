@@ -4,6 +4,7 @@ Letters: T frames, S pixels as the encoder sees them.
 """
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -21,10 +22,15 @@ import torch.multiprocessing  # noqa: F401  tensors that a worker returns travel
 from torch import Tensor
 
 from video import reader
-from video.container import NO_MEMORY, VideoError
+from video.container import Index, Video, VideoError
+from video.reader import Transform
+from video.subtitles import check_window, windows
 
 AHEAD = 16  # clips that are begun or finished and not yet taken, or two for each worker: they bound the memory
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
+RUN_SECONDS = 60.0  # of video that a call decodes, beside the way from the key frame before
+RUN_BYTES = 48 << 20  # of frames that a call returns
+WHOLE = [(None, None)]  # the span of a clip
 
 
 class Decoded(NamedTuple):
@@ -85,14 +91,59 @@ class Workers:
         return key, limit, self._pool.schedule(_attempt, args=(call,), timeout=limit)
 
     def read_clips(
-        self, paths: Iterable[tuple[Any, Path | str]], transform: reader.Transform, frames: int
+        self,
+        paths: Iterable[tuple[Any, Path | str]],
+        transform: Transform,
+        frames: int,
+        window: float | None = None,
+        stride: float | None = None,
     ) -> Iterator[Decoded]:
-        """Whole clips, each (key, path), as `reader.read_clip` reads them, in the order asked for."""
+        """The clip of each (key, path), or its windows, in order; as `reader.read_clip` and `read_spans` read them.
+
+        Seconds: `window`, `stride` (default: the window). Windows begin with the video's track, which need not be the
+        start of the file. A file that fails as a whole gives one Decoded with the error and no times.
+        """
         located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
-        calls = ((key, partial(reader.read_clip, path, frames, transform), 1) for key, path in located)
-        for key, result in self.run(calls, AHEAD):
-            failed = isinstance(result, VideoError)
-            yield Decoded(key, None, str(result)) if failed else Decoded(key, result[0], warning=result[1])
+        if window is None:
+            clips = (((key, WHOLE, 1), partial(_read_whole, path, frames, transform), 1) for key, path in located)
+            decoded = self.run(clips, AHEAD)
+        else:
+            decoded = self.run(self._runs(located, transform, frames, window, window if stride is None else stride))
+        for (key, spans, total), result in decoded:
+            found, warning = ([result] * len(spans), None) if isinstance(result, VideoError) else result
+            for span, clip in zip(spans, found, strict=True):
+                failed = isinstance(clip, VideoError)
+                yield Decoded(key, None if failed else clip, str(clip) if failed else None, warning, *span, total)
+
+    def _runs(
+        self, paths: Iterable[tuple[Any, str]], transform: Transform, frames: int, window: float, stride: float
+    ) -> Iterator[tuple[Any, Callable[[], Any], int]]:
+        """A call for each run of consecutive windows, for opening a long file costs more than they do."""
+        check_window(window, stride)
+        each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
+        for (key, path), index in self.run((item, partial(reader.read_index, item[1]), 1) for item in paths):
+            if isinstance(index, VideoError):
+                yield (key, WHOLE, 1), partial(VideoError, str(index)), 1  # in its turn
+                continue
+            spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
+            for first in range(0, len(spans), each):
+                run = spans[first : first + each]
+                yield (key, run, len(spans)), partial(_read_run, path, index, run, frames, transform), len(run)
+
+
+def _read_whole(path: str, frames: int, transform: Transform) -> tuple[list[Tensor], str | None]:
+    clip, warning = reader.read_clip(path, frames, transform)
+    return [clip], warning
+
+
+def _read_run(
+    path: str, index: Index, spans: list[tuple[float, float]], frames: int, transform: Transform
+) -> tuple[list[Tensor | VideoError], str | None]:
+    found, _ = reader.read_spans(Video(path, index), spans, frames, transform)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
+        ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
+    nothing = VideoError("no frame of this window could be decoded")
+    return [nothing if clip is None else clip for clip in found], index.warning(len(index.stamps))
 
 
 def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
@@ -140,7 +191,5 @@ def _attempt(call: Callable[[], Any]) -> Any:
         return call()
     except VideoError as error:
         return error
-    except MemoryError:
-        return VideoError(NO_MEMORY)
     except Exception as error:  # nobody expected it: its class is named, so that a bug of ours is seen as one
         return VideoError(f"unexpected {type(error).__name__}: {error}")

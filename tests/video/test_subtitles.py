@@ -4,8 +4,7 @@ import pytest
 
 from runtime.files import UserError
 from video import subtitles
-from video.subtitles import Segment
-from video.windows import check_window, windows
+from video.subtitles import Segment, check_window, windows
 
 
 def test_windows_cover_the_video_edge_to_edge():
