@@ -5,9 +5,10 @@ Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N
 
 import contextlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -164,22 +165,26 @@ def _decode(
     """The frames of stamps `wanted`, and the stamps of all frames decoded on the way, before `after` seconds."""
     seen, store, part, chosen = [], {}, {}, set(wanted.tolist())
     size, reformatter = None, VideoReformatter()
-    with container.expected_errors(), contextlib.closing(video.frames(wanted[0])) as frames:
+
+    def transformed(part: dict[int, Any]) -> dict[int, Tensor]:
+        pixels = torch.from_numpy(np.stack([container.rgb(frame, size, reformatter) for frame in part.values()]))
+        return dict(zip(part, transform.apply(pixels) if transform else pixels, strict=True))
+
+    with (
+        container.expected_errors(),
+        contextlib.closing(video.frames(wanted[0])) as frames,
+        ThreadPoolExecutor(1) as beside,  # a clip is decoded and transformed at once
+    ):
+        begun = beside.submit(dict)
         for stamp, frame in frames:
             if stamp > wanted[-1] and not video.index.before(stamp, after):
                 break
             seen.append(stamp)
             size = size or (frame.width, frame.height)
             if stamp in chosen:
-                part[stamp] = container.rgb(frame, size, reformatter)
+                part[stamp] = frame
             if len(part) == RESIZED_AT_ONCE:
-                store |= _transformed(part, transform)
-                part = {}
-    return store | _transformed(part, transform), np.sort(np.array(seen, dtype=np.int64))
-
-
-def _transformed(part: dict[int, np.ndarray], transform: Transform | None) -> dict[int, Tensor]:
-    if not part:
-        return {}
-    frames = torch.from_numpy(np.stack(list(part.values())))  # (T, H, W, 3)
-    return dict(zip(part, transform.apply(frames) if transform else frames, strict=True))
+                store |= begun.result()  # no more than two parts are in memory
+                begun, part = beside.submit(transformed, part), {}
+        store |= begun.result() | (transformed(part) if part else {})
+    return store, np.sort(np.array(seen, dtype=np.int64))
