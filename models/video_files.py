@@ -86,9 +86,8 @@ class CaptionsFiles:
         from video.workers import batches
 
         for batch in batches(decoded, batch_size):
-            frames = [clip.frames for clip in batch if clip.frames is not None]
-            features = self.encode(torch.stack(frames)) if frames else None
-            captions = iter(() if features is None else self.generate(features, max_new_tokens, num_beams))
+            clips = [clip.frames for clip in batch if clip.frames is not None]
+            captions = iter(self.generate(self.encode(torch.stack(clips)), max_new_tokens, num_beams) if clips else ())
             yield from [(clip, None if clip.frames is None else next(captions)) for clip in batch]
 
     def caption_files(
@@ -118,12 +117,10 @@ class CaptionsFiles:
         workers: int = 0,
         **settings: int,
     ) -> list[Any]:
-        """Caption video files, one or several, as a whole or in windows; `window`, `stride` and `settings` as above.
+        """Caption video files, one or several, as a whole or in windows of `window` seconds, one each `stride` seconds.
 
-        `workers`: processes that decode; 0: this one.
-
-        Returns:
-            For each file its caption (with `window` its subtitles.Segments), or a container.VideoError, the reason.
+        `workers`: processes that decode; 0: this one. `settings`: batch_size, max_new_tokens, num_beams.
+        Returns each file's caption (with `window` its subtitles.Segments), or a container.VideoError, the reason.
         """
         from video.workers import VideoError, Workers
 

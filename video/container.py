@@ -135,10 +135,8 @@ def expected_errors() -> Iterator[None]:
         yield
     except MemoryError:
         raise VideoError("it needs more memory than decoding may use") from None
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise VideoError(f"it does not open as a video ({error.strerror})") from None
-    except OSError as error:
-        raise VideoError(f"the file cannot be read ({error.strerror})") from None
 
 
 @contextlib.contextmanager
@@ -175,10 +173,8 @@ def _check_file(path: Path | str) -> None:
 def _choose_stream(container: Any) -> Any:
     """As the ffmpeg command: the most pixels, with a bonus for the default one. A cover picture is no video."""
     kind, flags = container.format.name, av.stream.Disposition
-    if kind == "tty":
-        raise VideoError("it is a text file, not a video")
-    if kind == "image2" or kind.endswith("_pipe") or container.metadata.get("major_brand") in STILL:
-        raise VideoError("it is a picture, not a video: name a video, or an animated GIF")
+    if kind in ("image2", "tty") or kind.endswith("_pipe") or container.metadata.get("major_brand") in STILL:
+        raise VideoError("it is a picture or a text, not a video: name a video, or an animated GIF")
     streams = [s for s in container.streams.video if s.codec_context and not s.disposition & flags.attached_pic]
     if not streams:
         raise VideoError("it holds no video stream")
@@ -221,8 +217,7 @@ def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[An
 def rgb(frame: Any, size: tuple[int, int], reformatter: Any) -> np.ndarray:
     """A frame as it is shown: turned, and in the `size` (width, height) of the first one. (H, W, 3)
 
-    `reformatter`: one av.video.reformatter.VideoReformatter for all frames of a file; setting one up takes as long as
-    the work itself.
+    `reformatter`: PyAV's, one for all frames of a file: setting one up takes as long as the work itself.
     """
     pixels = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
     return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels

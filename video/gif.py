@@ -1,7 +1,4 @@
-"""Captioned GIFs: a clip with its caption drawn under it, small enough for a README.
-
-Letters of shapes: T frames, H height, W width.
-"""
+"""Captioned GIFs: a clip with its caption drawn under it, small enough for a README."""
 
 import importlib.util
 import io
@@ -30,8 +27,8 @@ def write_gif(
 ) -> None:
     """Write an endless GIF of a clip with its caption (and a reference, dimmed) drawn under it.
 
-    frames: (T, H, W, 3) uint8, shown at `fps` frames a second and `width` pixels wide. Where that takes more than
-    `max_bytes`, colours, frames and width are reduced until it fits; the clip keeps its duration.
+    frames: uint8 (frames, height, width, 3), shown at `fps` a second and `width` pixels wide. Where that takes more
+    than `max_bytes`, colours, frames and width are reduced until it fits; the clip keeps its duration.
     Raises: UserError where nothing fits in max_bytes.
     """
     for part, colours, step in SIZES:

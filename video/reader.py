@@ -20,7 +20,6 @@ from video import container
 from video.container import Video, VideoError, read_index
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as V-JEPA 2 was trained with
-MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
 RESIZED_AT_ONCE = 4  # frames: one by one takes longer, all at once more memory
 
 
@@ -48,16 +47,11 @@ class Transform:
     std: tuple[float, float, float] = STD
 
     def apply(self, frames: np.ndarray | Tensor) -> Tensor:
-        """uint8 (T, H, W, 3) to uint8 (T, 3, S, S). Antialiased bilinear on uint8, 13 times faster than on floats.
-
-        Raises: VideoError for frames too long and thin to crop.
-        """
+        """uint8 (T, H, W, 3) to uint8 (T, 3, S, S). Antialiased bilinear on uint8, 13 times faster than on floats."""
         frames = torch.as_tensor(frames).permute(0, 3, 1, 2)  # (T, 3, H, W), in channels-last memory as decoded
         if not self.crop:
             return _resize(frames, self.size, self.size)
         height, width = frames.shape[-2:]
-        if max(height, width) > MAX_STRETCH * min(height, width):
-            raise VideoError(f"a frame of {width}x{height} is too long and thin to crop")
         edge, short = int(self.size * 256 / 224), min(height, width)
         frames = _resize(frames, edge * height // short, edge * width // short)
         top, left = ((length - self.size) // 2 for length in frames.shape[-2:])
@@ -85,9 +79,6 @@ def choose_frames(times: np.ndarray, spans: Sequence[tuple[float, float]], count
             first = max(0, first - 1)
         chosen.append(first + frame_indices(max(1, after - first), count))
     return chosen
-
-
-# ---- whole clips, windows, and what a file holds ----
 
 
 def read_frames(path: Path | str, count: int, start: float | None = None, end: float | None = None) -> np.ndarray:

@@ -105,7 +105,9 @@ class Workers:
         """
         located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
         if window is None:
-            clips = (((key, WHOLE, 1), partial(_read_whole, path, frames, transform), 1) for key, path in located)
+            clips = (
+                ((key, WHOLE, 1), partial(_read, path, None, WHOLE, frames, transform), 1) for key, path in located
+            )
             decoded = self.run(clips, AHEAD)
         else:
             decoded = self.run(self._runs(located, transform, frames, window, window if stride is None else stride))
@@ -128,17 +130,15 @@ class Workers:
             spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
             for first in range(0, len(spans), each):
                 run = spans[first : first + each]
-                yield (key, run, len(spans)), partial(_read_run, path, index, run, frames, transform), len(run)
+                yield (key, run, len(spans)), partial(_read, path, index, run, frames, transform), len(run)
 
 
-def _read_whole(path: str, frames: int, transform: Transform) -> tuple[list[Tensor], str | None]:
-    clip, warning = reader.read_clip(path, frames, transform)
-    return [clip], warning
-
-
-def _read_run(
-    path: str, index: Index, spans: list[tuple[float, float]], frames: int, transform: Transform
+def _read(
+    path: str, index: Index | None, spans: list[tuple[float, float]], frames: int, transform: Transform
 ) -> tuple[list[Tensor | VideoError], str | None]:
+    if index is None:
+        clip, warning = reader.read_clip(path, frames, transform)
+        return [clip], warning
     found, _ = reader.read_spans(Video(path, index), spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video

@@ -110,7 +110,7 @@ def sleep_over_the_second_run(path, index, spans, frames, transform):
 
 def test_a_run_that_takes_too_long_names_its_windows_and_no_others(long, monkeypatch):
     monkeypatch.setattr(module, "RUN_SECONDS", 4.0)
-    monkeypatch.setattr(module, "_read_run", sleep_over_the_second_run)
+    monkeypatch.setattr(module, "_read", sleep_over_the_second_run)
     with Workers(1, timeout=1.0) as one:
         found = list(one.read_clips([(0, long)], LOOK, 4, 2.0, 2.0))
     assert [part.error for part in found] == [None, None, *["decoding took longer than 2 s"] * 2, None, None]
