@@ -204,7 +204,7 @@ def test_undecodable_files_are_told_apart(folder, vp9):
         "empty.webm": "the file is empty",
         "noise.webm": "it does not open as a video",
         "text.mp4": "it is a text file, not a video",
-        "picture.mp4": "it is a picture, not a video",
+        "picture.mp4": "it is a picture or a text, not a video",
         "cut.webm": "it does not open as a video",
         "audio.webm": "it holds no video stream",
         "none.webm": "there is no such file",
