@@ -52,23 +52,23 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(__doc__)
-    add = parser.group("data").add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
     add("--split", default="validation", choices=dataset.SPLITS, help="test only where its answers are at hand")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of the clips that may lack features")
     add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")
     add("--copy-videos", action="store_true", help="copy the clips beside the page, to publish it")
-    add = parser.group("captions").add_argument
+    add = parser.add_argument_group("captions").add_argument
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
     add("--num-beams", type=cli.count, default=1, help="beams of the search; 1: greedy")
-    add = parser.group("scores").add_argument
+    add = parser.add_argument_group("scores").add_argument
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=int, default=1000, help="clips that --grounding plays backwards, at most; 0: none")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
-    running = parser.group("running")
+    running = parser.add_argument_group("running")
     add = running.add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")

@@ -49,7 +49,7 @@ def write_page(
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    page.filters |= {"shown": lambda text: files.shown(text or ""), "address": _address}
+    page.filters |= {"shown": lambda text: files.printable(text or ""), "address": _address}
     page.filters["content"] = lambda track: _content(Path(path).parent / track) if track else None
     points = _points(history)
     content = {"title": title, "clips": clips, "scores": scores, "made_by": made_by, "confused": confused}
