@@ -200,7 +200,6 @@ class Results:
         if clip.is_windowed:
             row["segments"] = [part._asdict() for part in clip.segments]
             row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
-            row["tracks"] = Path(clip.name).with_suffix(".vtt").name
         return row
 
     def write_texts(self) -> None:

@@ -228,7 +228,7 @@ def train(run: Run) -> None:
         finish_epoch(run)
         run.save()
     if context.is_main and run.history:
-        from evaluation.training_page import write_training_page  # its libraries: training needs none of them
+        from evaluation.report import write_training_page  # its libraries: training needs none of them
 
         context.print_main(write_training_page(args.results, run.history, records["validation"], run.layout))
 

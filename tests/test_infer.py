@@ -277,7 +277,7 @@ def test_two_clips_in_a_row_give_two_captions_at_the_right_times(namer, tmp_path
     timeline = json.loads((folder / "both.json").read_text())
     assert timeline["segments"] == expected
     assert [window["caption"] for window in timeline["windows"]] == ["showing red"] * 3 + ["showing blue"] * 3
-    assert "both.vtt" in (folder / "index.html").read_text()
+    assert "showing blue" in (folder / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
