@@ -24,9 +24,7 @@ from runtime.files import UserError
 from runtime.signals import Interrupts
 from video import gif, subtitles
 from video import paths as videos
-from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
-from video.windows import check_window
 from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
@@ -98,7 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
     if args.window:
         args.stride = args.stride or args.window
-        check_window(args.window, args.stride)
+        subtitles.check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
     return args
@@ -131,7 +129,7 @@ def tell(clip: Clip) -> None:
     else:
         lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
         with contextlib.suppress(VideoError):
-            if (seconds := read_duration(clip.path)) >= LONG:
+            if (seconds := probe(clip.path).duration) >= LONG:
                 lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
     if clip.warning and clip.is_done:
         lines.append(clip.warning)

@@ -54,7 +54,7 @@ class Namer(CaptionsFiles):
     """A captioner that names the colour of the frames: what the real one would learn at its best."""
 
     def __init__(self, trained: Path):
-        self._encoder = VideoEncoder(trained / "encoder", frames=4)
+        self.encoder = VideoEncoder(trained / "encoder", frames=4)
         self.config = {"llm": "none", "features": {"encoder": "none"}}
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
