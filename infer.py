@@ -195,9 +195,8 @@ class Results:
         answered = {c.id: (c.prediction, c.references) for c in self.clips if c.references and c.prediction is not None}
         outcomes = scores.outcomes(answered, self.args.data)
         rows = [self.row(clip) | outcomes.get(clip.id, {}) for clip in self.clips]
-        made_by = " at ".join(filter(None, self.made_by.values()))
         page = self.folder / "index.html"
-        report.write_page(page, "Captions", rows, made_by=made_by)
+        report.write_page(page, "Captions", rows, made_by=self.made_by)
         done = sum(clip.is_done and not clip.error for clip in self.clips)
         print(f"{done:,} of {len(self.clips):,} videos captioned; see {page}")
 
