@@ -46,7 +46,7 @@ class Run:
         made, splits = saved and saved.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
         self.captioner = self.make_captioner(saved)
-        self.leave_out_long_captions()
+        self.records["train"] = self.records_that_fit()
         # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
         parameters = list(self.captioner.qformer.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -84,16 +84,16 @@ class Run:
         config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
         return VideoCaptioner(lm, tokenizer, qformer.to(self.context.device), config=config)
 
-    def leave_out_long_captions(self) -> None:
-        """Train without the captions that the language model has no positions for."""
+    def records_that_fit(self) -> list[dataset.Record]:
+        """The training records, without the captions that the language model has no positions for."""
         room, llm = self.captioner.max_caption_tokens, self.args.llm
-        if room is None:
-            return
-        self.records["train"], dropped = records_that_fit(self.records["train"], room, self.captioner.caption_ids)
-        if not self.records["train"]:
+        room = math.inf if room is None else room
+        fit, dropped = records_that_fit(self.records["train"], room, self.captioner.caption_ids)
+        if not fit:
             raise UserError(f"{llm} has too few positions for --num-queries {self.args.num_queries}; use fewer")
         if dropped:
             self.context.print_main(f"train: {dropped:,} captions are longer than {llm} can read and are left out")
+        return fit
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
@@ -105,7 +105,7 @@ class Run:
         progress = {"step": self.step, "total": self.total, "captions": self.captions}
         progress |= {"run": self.settings(), "history": self.history}
         weights, state = self.captioner.qformer.state_dict(), self.optimizer.state_dict() if optimizer else None
-        if self.context.is_main:
+        if self.context.is_main and not self.args.eval_only:
             saved = Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
             checkpoint.write(path or self.args.checkpoint, saved)
 
@@ -152,12 +152,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             train(run)
     except (Interrupted, Lost) as stop:
-        if not args.eval_only:
-            run.save()
+        run.save()
         if isinstance(stop, Lost):
             raise
-        saved = f"saved {args.checkpoint}; the same command goes on from there"
-        run.context.print_main(f"{stop}: {'nothing was written' if args.eval_only else saved}")
+        run.context.print_main(f"{stop}: the same command goes on from {args.checkpoint}")
         return stop.code
     run.context.close()
     return 0
