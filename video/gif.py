@@ -85,7 +85,7 @@ def _strip(width: int, caption: str, reference: str | None) -> Image.Image:
     rows = []
     for text, scale, ink in ((caption, 1.0, INK), (f"reference: {reference}" if reference else "", 0.8, DIM)):
         font = _font(max(9, round(size * scale)))
-        text = textwrap.shorten(files.shown(text), LONGEST, placeholder=" …")
+        text = textwrap.shorten(files.printable(text), LONGEST, placeholder=" …")
         rows += [(line, font, ink) for line in _wrap(text, font, width - 2 * margin)]
     strip = Image.new("RGB", (width, 2 * margin + sum(round(font.size * 1.3) for _, font, _ in rows)), STRIP)
     draw, top = ImageDraw.Draw(strip), margin
