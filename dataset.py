@@ -258,16 +258,21 @@ def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str
 
 
 def records_that_fit(
-    records: list[Record], room: int, tokenize: Callable[[str], list[int]]
+    records: list[Record], room: int | None, tokenize: Callable[[str], list[int]]
 ) -> tuple[list[Record], int]:
     """Records without the captions of more than `room` tokens, which a language model has no positions for.
 
     Returns the records that have a caption left, and how many captions were left out.
+    Raises: UserError where no record has one.
     """
     dropped = 0
-    for record in records:
+    for record in records if room is not None else ():
         # A token is at least one byte: only long captions need to be counted in tokens.
         fits = [text for text in record["label"] if len(text.encode()) < room or len(tokenize(text)) <= room]
         dropped += len(record["label"]) - len(fits)
         record["label"] = fits
+    if not any(record["label"] for record in records):
+        raise UserError(
+            f"the language model has positions for {room} tokens of a caption only: use fewer --num-queries"
+        )
     return [record for record in records if record["label"]], dropped

@@ -46,7 +46,10 @@ class Run:
         made, splits = saved and saved.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
         self.captioner = self.make_captioner(saved)
-        self.records["train"] = self.records_that_fit()
+        fits = self.captioner.max_caption_tokens, self.captioner.caption_ids
+        self.records["train"], dropped = records_that_fit(self.records["train"], *fits)
+        if dropped:
+            context.print_main(f"train: {dropped:,} captions are longer than {args.llm} can read and are left out")
         # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
         parameters = list(self.captioner.qformer.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -77,21 +80,7 @@ class Run:
             if args.published_captions and before["caption_space"]:
                 raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
             config["caption_space"] = before["caption_space"]
-        captioner = VideoCaptioner(lm, tokenizer, qformer, config=config)
-        if saved is not None:
-            captioner.restore(saved, args.checkpoint)
-        return captioner
-
-    def records_that_fit(self) -> list[dataset.Record]:
-        """The training records, without the captions that the language model has no positions for."""
-        room, llm = self.captioner.max_caption_tokens, self.args.llm
-        room = math.inf if room is None else room
-        fit, dropped = records_that_fit(self.records["train"], room, self.captioner.caption_ids)
-        if not fit:
-            raise UserError(f"{llm} has too few positions for --num-queries {self.args.num_queries}; use fewer")
-        if dropped:
-            self.context.print_main(f"train: {dropped:,} captions are longer than {llm} can read and are left out")
-        return fit
+        return VideoCaptioner(lm, tokenizer, qformer, config=config)
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
@@ -110,6 +99,7 @@ class Run:
     def resume(self, saved: Checkpoint) -> None:
         """Go to the place in the run that a checkpoint was saved at."""
         args, progress, now = self.args, saved.progress, self.settings()
+        self.captioner.restore(saved, args.checkpoint)
         self.epoch, self.history = saved.epoch, list(progress.get("history", []))
         if progress.get("step"):
             self.step, self.total, self.captions = progress["step"], progress["total"], progress["captions"]
@@ -117,10 +107,8 @@ class Run:
             for key, value in before.items():  # older checkpoints hold only some
                 flag = f"--{key.replace('_', '-')}" if key != "clips" else "the number of training clips"
                 if key not in MAY_CHANGE and not args.eval_only:
-                    raise UserError(
-                        f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}; "
-                        "go on with the same, or start anew with another --checkpoint"
-                    )
+                    place = f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}"
+                    raise UserError(f"{place}; go on with the same, or start anew with another --checkpoint")
                 self.context.print_main(f"note: {flag} was {value} until here, and is {now[key]} from here on")
         if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
             self.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
@@ -213,11 +201,9 @@ def get_lr(step: int, total: int, highest: float, schedule: str, warmup: float) 
 def train(run: Run) -> None:
     """All epochs that are not done yet."""
     args, context, records = run.args, run.context, run.records
-    context.print_main(
-        f"{sum(parameter.numel() for parameter in run.captioner.qformer.parameters()):,} parameters train on "
-        f"{len(records['train']):,} clips, validated on {len(records['validation']):,}; "
-        f"{context.world_size} process(es), {context.device}"
-    )
+    count = sum(parameter.numel() for parameter in run.captioner.qformer.parameters())
+    on = f"{len(records['train']):,} clips, validated on {len(records['validation']):,}; {context.device}"
+    context.print_main(f"{count:,} parameters train on {on}, {context.world_size} process(es)")
     if run.epoch >= args.epochs:
         context.print_main(f"all {args.epochs} epochs are done: raise --epochs to train on")
     while run.epoch < args.epochs:
@@ -270,11 +256,9 @@ def train_epoch(run: Run) -> None:
             norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
-                raise UserError(
-                    f"the loss is not finite ({loss}, gradient {norm:g}) at epoch {run.epoch + 1}, step "
-                    f"{run.step + 1}, clips {ids}; {args.checkpoint} holds the last good state: check these clips' "
-                    "features, lower --lr, or set --grad-clip"
-                )
+                place = f"epoch {run.epoch + 1}, step {run.step + 1}, clips {ids}"
+                advice = f"{args.checkpoint} is as before: check these clips, lower --lr, or set --grad-clip"
+                raise UserError(f"the loss is not finite ({loss}, gradient {norm:g}) at {place}; {advice}")
             optimizer.step()
 
             run.step += 1
