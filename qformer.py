@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn

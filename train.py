@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import torch
 from torch import nn
 from tqdm import tqdm
