@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from benchmarks import feature_cache, long_video, measure, preprocessing, qformer_attention, scoring, train_step
+from benchmarks import feature_cache, measure, preprocessing, scoring, train_step
 from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
@@ -51,7 +51,7 @@ def tables(capsys):
 
 
 def test_the_q_former_and_the_reference_agree(capsys):
-    qformer_attention.main(["--size", "small", "--batch", "3", "--runs", "1"])
+    train_step.main(["--only", "qformer", "--size", "small", "--batch", "3", "--runs", "1"])
     rows = {row[0]: row for row in tables(capsys)[0]}
     errors = [float(row[3]) for name, row in rows.items() if "error" in name or "gradients" in name]
     assert len(errors) == 2 and max(errors) < 1e-5
@@ -86,7 +86,8 @@ def test_sides_alternate_there_and_back_and_warm_ups_do_not_count():
 
 
 def test_a_training_step_of_each_side_what_the_dataset_costs_and_a_long_run(capsys):
-    train_step.main(["--size", "small", "--runs", "1", "--captions", "1", "3", "--steps", "3", "--rate", "0.001"])
+    words = "--only memory flops times cost long --size small --runs 1 --captions 1 3 --steps 3 --rate 0.001"
+    train_step.main(words.split())
     steps, cost, long = tables(capsys)
     rows = {(row[0], row[1]): row[2:] for row in steps}
     assert set(rows) >= {(count, "peak MB above the weights") for count in "13"}
@@ -128,7 +129,7 @@ def test_preprocessing_its_limit_and_a_long_run(capsys):
 
 
 def test_time_and_memory_of_a_long_video(capsys):
-    long_video.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
+    preprocessing.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
     assert [row[:2] for row in tables(capsys)[0]] == [["0.1 min", "2"], ["0.2 min", "5"]]
 
 
