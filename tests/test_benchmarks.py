@@ -1,14 +1,18 @@
 """Each benchmark runs in its small size and prints its table. What it measures is not asserted: machines differ."""
 
+import contextlib
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from benchmarks import feature_cache, measure, preprocessing, scoring, train_step
+from benchmarks import feature_cache, measure, preprocessing, scoring, time_to_score, train_step
+from models import pretrained
 from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
@@ -111,6 +115,45 @@ def test_the_recipe_on_each_kind_of_features(trained, capsys, monkeypatch, witho
     words = ["--data", str(trained / "data"), "--split", "validation", "--seeds", "0", "1"]
     feature_cache.main(["--score", *words, "--train", f"--llm {trained / 'lm'} {TRAIN}"])
     assert [len(row[4].split()) for row in tables(capsys)[0]] == [2, 2, 2]
+
+
+def test_time_to_a_score_of_both_sides_and_of_both_recipes(trained, capsys, without_java):
+    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN} --epochs 2", "--every", "2"]
+    words += ["--seeds", "0", "--scores", "0", "99", "--size", "small", "--published-epochs", "1"]
+    time_to_score.main([*words, "--only", "score", "recipe"])
+    scores, parts, recipes = tables(capsys)
+    assert scores[0][0] == "seconds to CIDEr 0" and float(scores[0][1]) > 0 and scores[0][3].endswith(" x")
+    assert "not reached" in scores[1][1] and "not reached" in scores[1][2] and scores[1][3] == ""
+    reference, ours = (sum(float(row[side]) for row in parts[:-1]) for side in (1, 2))
+    assert {row[0] for row in parts} >= {"reading features", "Q-Former, forward", "Q-Former, backward", "AdamW", "all"}
+    assert abs(reference - float(parts[-1][1])) < 0.1 and abs(ours - float(parts[-1][2])) < 0.1  # the parts are all
+    assert [row[0] for row in recipes] == ["the sample's", "the published"] and "epochs" in recipes[0][2]
+
+
+def test_both_sides_learn_the_same_from_the_same(trained, without_java):
+    """Without dropout, and with a clip a pass, whose mean over tokens is the caption's: the same weights."""
+    flags = f"--llm {trained / 'lm'} {TRAIN} --dropout 0 --mlp-dropout 0 --batch-size 1 --lr 1e-3"
+    clocks = [time_to_score.trained(side, trained / "data", flags, 0, 4, [])[0] for side in time_to_score.SIDES]
+    assert [copy.step for copy in clocks[0].copies] == [copy.step for copy in clocks[1].copies] == [4, 8, 10]
+    for name, value in clocks[0].copies[-1].weights.items():
+        torch.testing.assert_close(clocks[1].copies[-1].weights[name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
+    lock, loading = threading.Lock(), pretrained.loading
+
+    @contextlib.contextmanager
+    def one_at_a_time(*arguments):  # transformers does not load two models at once in threads
+        with lock, loading(*arguments):
+            yield
+
+    monkeypatch.setattr(pretrained, "loading", one_at_a_time)
+    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(2))
+    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
+    time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
+    (rows,) = tables(capsys)
+    assert len(rows) == 5 and all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
+    assert [bool(row[2]) for row in rows] == [False, True, False, True, True]
 
 
 def test_the_recipe_is_the_makefiles():
