@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from benchmarks import feature_cache, measure, preprocessing, scoring, time_to_score, train_step
+from benchmarks import feature_cache, gpu, measure, preprocessing, scoring, time_to_score, train_step
 from models import pretrained
 from tests import tiny
 
@@ -174,6 +174,37 @@ def test_preprocessing_its_limit_and_a_long_run(capsys):
 def test_time_and_memory_of_a_long_video(capsys):
     preprocessing.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
     assert [row[:2] for row in tables(capsys)[0]] == [["0.1 min", "2"], ["0.2 min", "5"]]
+
+
+def test_every_row_of_the_gpus_table_on_the_cpu(capsys):
+    words = "--size small --device cpu --clips 2 --encode-batch 2 --steps 2 --batch 2 --accumulate 2 --runs 1"
+    gpu.main([*words.split(), "--eval-batch", "2"])
+    (rows,) = tables(capsys)
+    names = {
+        "encoding, eager, batch 2": "clips/s",
+        "encoding, compiled, batch 2": "does not compile",
+        "preprocessing 2 files, models loaded and compiled, ": "of encoding alone",
+        "training step 2 x 2": gpu.NO_CUDA,
+        "... the reference's": "x as fast",
+        "... the frozen LM alone": "ours takes",
+        "... reading its features alone, 2 workers, page cache": "of the step's",
+        "... the GPU idle": gpu.NO_CUDA,
+        "... host syncs a step": "numbers read",
+        "training step 2 x 2 within 12 GB": gpu.NO_CUDA,
+        "validation: captions of 12 tokens, batch 2": "captions/s",
+        "--actions, 174 templates": "clips/s",
+    }
+    for row, (name, says) in zip(rows, names.items(), strict=True):
+        assert row[0].startswith(name) and says in row[1]
+
+
+def test_numbers_that_python_reads_are_counted():
+    def run():
+        float(torch.ones(()) + 1)
+        bool(torch.ones(3).all())
+        torch.ones(2).sum()
+
+    assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 2}
 
 
 def test_scores_and_page_of_made_up_captions_of_which_some_are_right(capsys, monkeypatch):
