@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import torch
 from tqdm import tqdm
 
