@@ -23,12 +23,10 @@ from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
-from runtime.signals import Interrupted, Interrupts
+from runtime.signals import Interrupts
 from video import gif, subtitles
 from video import paths as videos
-from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
-from video.windows import check_window
 from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
@@ -46,7 +44,7 @@ class Clip(VideoCaptions):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Caption what the command line names. Returns 1 where no video could be captioned."""
+    """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
     if args.video:
@@ -57,22 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         clip.name, clip.id = name, clip.id or Path(name).stem
     files.check_writable(folder)  # now, not after an hour's work
     with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
-        captioner = load_captioner(args)
-        results = Results(clips, folder, captioner.config, args, provenance.made_by(argv))
-        try:
-            with Interrupts(at_once=True):
-                try:
-                    results.caption(captioner, workers)
-                finally:
-                    results.write_texts()
-                results.write_media()  # last: where it fills the disk, the captions are there
-        except Interrupted as stop:
-            done = sum(clip.is_done for clip in clips)
-            print(f"{stop}: {done:,} of {len(clips):,} videos are done; their captions are in {folder}")
-            return stop.code
-    failed = sum(clip.error is not None for clip in clips)
-    print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
-    return 1 if failed == len(clips) else 0
+        captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
+        models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
+        results = Results(clips, folder, models, args, provenance.made_by(argv))
+        with Interrupts(at_once=True):
+            try:
+                results.caption(captioner, workers)
+            finally:
+                results.write_texts()
+            results.write_media()  # last: where it fills the disk, the captions are there
+    return 1 if all(clip.error for clip in clips) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -106,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
     if args.window:
         args.stride = args.stride or args.window
-        check_window(args.window, args.stride)
+        subtitles.check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
     return args
@@ -128,14 +120,6 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     return clips
 
 
-def load_captioner(args: argparse.Namespace) -> VideoCaptioner:
-    """The captioner and the encoder that made its features. Raises: UserError where one does not load."""
-    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
-    if captioner.config["features"] is None:
-        raise UserError(f"{args.checkpoint} does not say what made its features; train it with this project's train.py")
-    return captioner
-
-
 def tell(clip: Clip) -> None:
     """What is new of a video's captions, or why there are none, on the screen; a window's only where it is another."""
     lines = []
@@ -147,7 +131,7 @@ def tell(clip: Clip) -> None:
     else:
         lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
         with contextlib.suppress(VideoError):
-            if (seconds := read_duration(clip.path)) >= LONG:
+            if (seconds := probe(clip.path).duration) >= LONG:
                 lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
     if clip.warning and clip.is_done:
         lines.append(clip.warning)
@@ -164,7 +148,7 @@ class Results:
 
     clips: list[Clip]
     folder: Path
-    config: dict[str, Any]  # of the captioner
+    models: dict[str, Path | str]  # where the checkpoint and the two frozen models are
     args: argparse.Namespace
     made_by: dict[str, str | None]
     saved: float = 0.0  # when results.json was written last
@@ -183,9 +167,7 @@ class Results:
     def save(self) -> None:
         """results.json: the captions of all clips so far."""
         result = {
-            "checkpoint": files.display_path(self.args.checkpoint),
-            "encoder": files.display_path(self.config["features"]["encoder"]),
-            "llm": files.display_path(self.config["llm"]),
+            **{name: files.display_path(place) for name, place in self.models.items()},
             "max_new_tokens": self.args.max_new_tokens,
             "num_beams": self.args.num_beams,
             "clips": len(self.clips),
@@ -215,8 +197,10 @@ class Results:
         answered = {c.id: (c.prediction, c.references) for c in self.clips if c.references and c.prediction is not None}
         outcomes = scores.outcomes(answered, self.args.data)
         rows = [self.row(clip) | outcomes.get(clip.id, {}) for clip in self.clips]
-        made_by = " at ".join(filter(None, self.made_by.values()))
-        report.write_page(self.folder / "index.html", "Captions", rows, made_by=made_by)
+        page = self.folder / "index.html"
+        report.write_page(page, "Captions", rows, made_by=self.made_by)
+        done = sum(clip.is_done and not clip.error for clip in self.clips)
+        print(f"{done:,} of {len(self.clips):,} videos captioned; see {page}")
 
     def write_subtitles(self, clip: Clip) -> None:
         """A windowed video's captions as .srt, .vtt and .json."""

@@ -30,7 +30,7 @@ def write_page(
     clips: Iterable[Row],
     history: Sequence[Row] = (),
     scores: Sequence[Row] = (),
-    made_by: str | None = None,
+    made_by: Mapping[str, str | None] | None = None,
     confused: Sequence[Sequence[Any]] = (),
 ) -> None:
     """Write one self-contained HTML page: curves, scores, and a gallery of clips beside their captions.
@@ -40,7 +40,7 @@ def write_page(
       (seconds), "caption"}), "error" (why a clip has no caption), "warning" (what is wrong with one that has).
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
     scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
-    made_by: the command and commit; confused: (true template, predicted one, count) rows, most frequent first.
+    made_by: as provenance.made_by gives it; confused: (true template, predicted one, count) rows, most frequent first.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -62,8 +62,8 @@ def write_scored_page(
             files.copy(video, copies / video.name)
             video = copies / video.name
         clips.append({**row, "score": row["CIDEr"], "video": video and relative(video, page)})
-    made_by = " at ".join(filter(None, result["made_by"].values()))
-    write_page(page, title, clips, history, table(result), made_by, result.get("ssv2", {}).get("confused", ()))
+    made_by, confused = result["made_by"], result.get("ssv2", {}).get("confused", ())
+    write_page(page, title, clips, history, table(result), made_by, confused)
 
 
 def write_training_page(results: Path, history: Sequence[Row], records: list[Record], layout: Layout) -> str:

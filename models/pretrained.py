@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from runtime.files import UserError
-from runtime.signals import Interrupted
 
 
 def locate(name: str, flag: str) -> str:
@@ -44,7 +43,7 @@ def load(from_pretrained: Callable[..., Any], name: str, what: str, flag: str, *
     try:
         # A checkpoint names its models: code that comes with one is not run, nor is the user asked.
         return from_pretrained(name, trust_remote_code=False, **settings)
-    except (MemoryError, torch.OutOfMemoryError, Interrupted):
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and the hub raise whatever they meet
         reason = " ".join((str(error) or type(error).__name__).strip().splitlines()[:2])

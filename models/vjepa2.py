@@ -60,8 +60,10 @@ class VideoEncoder:
         self._forward = self._normalize_and_encode
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], device: torch.device | str = "cpu") -> "VideoEncoder":
-        """The encoder that made a cache, whose config says so. Raises: UserError where it is another one by now."""
+    def from_config(cls, config: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> "VideoEncoder":
+        """The encoder that made a cache, whose config says so. Raises: UserError where it does not, or is another."""
+        if config is None:
+            raise UserError("the checkpoint does not say what made its features: train where features/config.json is")
         made = CacheConfig.from_dict(config)
         transform = Transform(made.size, made.crop, made.mean, made.std)
         encoder = cls(made.encoder, device, made.frames, transform=transform)

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 
 from runtime.files import UserError, printable
-from runtime.signals import Interrupted
 
 _GOOD = "everything written before is still good"
 _ADVICE = {  # what to do about a disk's errors
@@ -86,7 +85,7 @@ def run(main: Callable[[], Any]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
-    except (UserError, Interrupted, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
         message, code = _explain(error)
         print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     sys.exit(code or 0)
@@ -96,8 +95,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     if isinstance(error, UserError):
         return str(error), error.code
-    if isinstance(error, KeyboardInterrupt | Interrupted):
-        return "interrupted", getattr(error, "code", 130)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", getattr(error, "code", 130)  # signals.Interrupted has one
     if isinstance(error, OSError):
         advice = _ADVICE.get(errno.errorcode.get(error.errno))
         where = f": {error.filename}" if error.filename else ""

@@ -5,7 +5,7 @@ import signal
 from types import FrameType
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A signal asked the process to end; `code` is the exit code that shells expect of it (128 + signal)."""
 
     def __init__(self, number: int) -> None:

@@ -64,7 +64,8 @@ def folder(tmp_path_factory):
     clips[1] |= {"prediction": HOSTILE, "references": [HOSTILE]}
     history = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "CIDEr": e / 3} for e in (1, 2, 3)]
     scores = [{"name": "CIDEr", "value": 1.1, "low": 1.0, "high": 1.2}, {"name": "CIDEr, shuffled", "value": 0.1}]
-    report.write_page(folder / "index.html", "Gallery", clips, history, scores, "evaluate.py", [[*TEMPLATES[:2], 4]])
+    made_by = {"command": "evaluate.py", "commit": None}
+    report.write_page(folder / "index.html", "Gallery", clips, history, scores, made_by, [[*TEMPLATES[:2], 4]])
 
     parts = [timeline.Segment(i, i + 1, text) for i, text in enumerate(SAID)]
     segments = [part._asdict() for part in parts]

@@ -59,7 +59,7 @@ def test_title_command_score_names_and_templates_are_escaped(tmp_path):
         tmp_path,
         [],
         title="<dfn>&\x1b[31m",
-        made_by="x --y '<i>'",
+        made_by={"command": "x --y '<i>'", "commit": None},
         scores=[{"name": "<u>", "value": 1.0, "note": "<s>", "group": "<tt>"}],
         confused=[("<em>", "<q>", 3), ("<em>", None, 1)],
     )

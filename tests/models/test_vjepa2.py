@@ -80,6 +80,8 @@ def test_another_encoder_under_the_same_name_is_noticed(vjepa, tmp_path):
     other = tiny.save_encoder(tmp_path / "other", seed=1, dim=24)
     with pytest.raises(UserError, match="is not the one that made the features"):
         VideoEncoder.from_config({**config.to_dict(), "encoder": str(other)})
+    with pytest.raises(UserError, match="does not say what made its features"):
+        VideoEncoder.from_config(None)
     assert config.differences(VideoEncoder(other, "cpu", frames=4).cache_config())
 
 
