@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
     if context.is_main:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Interrupts(at_once=True) as interrupts:
             context.check_equal([record["id"] for record in records], f"{args.split} clips")
-            folder = layout.feature_folder(args.split)
+            folder = layout.features / args.split
             reader = SplitReader(captioner, records, folder, args.batch_size, context, interrupts.check)
             result = evaluate(plan, reader)
     except Interrupted as signal:

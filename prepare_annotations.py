@@ -13,7 +13,7 @@ from runtime.files import UserError
 def main(argv: list[str] | None = None) -> None:
     """Write annotations/train_ready.json, val_ready.json and, where its answers are at hand, test_ready.json."""
     args = parse(argv)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     paraphrases = dataset.read_paraphrases(args.paraphrases, args.data)
     train, dropped = caption_lists(dataset.read_split(args.data, "train"), paraphrases)
     ready = {"train": train}

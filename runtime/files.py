@@ -72,8 +72,10 @@ def check_writable(folder: Path | str) -> None:
 
 
 def remove_unfinished(path: Path | str) -> None:
-    """Remove what processes that were killed had not finished of `path`; what grew in the last minute is let be."""
-    for beside in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
+    """Remove what killed processes left of a file, or in a folder; what grew in the last minute is let be."""
+    path = Path(path)
+    of_file = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    for beside in path.rglob(".*.tmp") if path.is_dir() else of_file:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - beside.stat().st_mtime > 60:
                 beside.unlink()

@@ -101,7 +101,7 @@ def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
     """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
     settings = files.read_json(data / "sample.json", "the sample's settings")
     chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
-    paths = map(dataset.check_data(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
+    paths = map(dataset.Layout(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
     pixels = torch.stack([read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths])
     return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
 
