@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
     if context.is_main:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     check_same_features(config["features"], layout.features, args.checkpoint, config.get("published", False))
     with Interrupts(at_once=True):
         context.check_equal([record["id"] for record in records], f"{args.split} clips")
-        folder = layout.feature_folder(args.split)
+        folder = layout.features / args.split
         result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context))
     if context.is_main:
         write(args, result, layout, captioner)

@@ -11,7 +11,7 @@ from runtime import cli, files
 def main(argv: list[str] | None = None) -> None:
     """Write annotations/train_ready.json, val_ready.json and, where its answers are at hand, test_ready.json."""
     args = parse(argv)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     paraphrases = dataset.read_paraphrases(args.paraphrases, args.data)
     labelled = {split: dataset.read_split(args.data, split) for split in ("train", "validation")}
     if answers := dataset.read_answers(args.data):

@@ -35,7 +35,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, context: DistributedContext) -> None:
         """Whatever a run needs, checked before its first step. Raises: UserError for what does not fit."""
-        self.args, self.context, self.layout = args, context, dataset.check_data(args.data)
+        self.args, self.context, self.layout = args, context, dataset.Layout(args.data)
         self.best = args.checkpoint.with_name(f"{args.checkpoint.stem}_best.pt")
         self.epoch, self.step = 0, 0  # epochs done, and optimizer steps since
         self.total, self.captions = 0.0, 0  # the sum of the losses of the captions of these steps, and how many
@@ -72,7 +72,7 @@ class Run:
         torch.manual_seed(args.seed)
         keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
         sizes = {key: getattr(args, key) for key in keys}
-        first = cache.load(self.layout.feature_folder("train") / f"{self.records['train'][0]['id']}.pt")
+        first = cache.load(self.layout.features / "train" / f"{self.records['train'][0]['id']}.pt")
         qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
         made = cache.read_config(features)
         config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
@@ -225,8 +225,8 @@ def train_epoch(run: Run) -> None:
     parameters = list(captioner.qformer.parameters())
     sizes = (args.batch_size, args.accumulate, args.captions_per_clip)
     steps = plan_epoch(run.records["train"], *sizes, args.seed, run.epoch)  # the same in every process
-    folder = run.layout.feature_folder("train")
-    shards = [context.shard(batch) for step in steps[run.step :] for batch in step.batches]
+    folder = run.layout.features / "train"
+    shards = [context.shard(batch) for step in steps[run.step :] for batch in step]
     ids = [[clip_id for clip_id, _ in shard] for shard in shards if shard]
     batches = iter(feature_batches(folder, ids, args.workers, context.device.type == "cuda"))
     captioner.train()
@@ -241,13 +241,14 @@ def train_epoch(run: Run) -> None:
             torch.manual_seed(hash((args.seed, run.epoch, run.step, context.rank)) % 2**63)
             optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros((), dtype=torch.float64, device=context.device)
-            for batch in step.batches:
+            count = sum(len(captions) for batch in step for _, captions in batch)  # each of them counts the same
+            for batch in step:
                 if context.world_size == 1:  # many ranks stop together, at the end of a step
                     run.interrupts.check()
                 if clips := context.shard(batch):
                     features = dequantize_for(captioner, next(batches), folder)  # (B, N, D)
                     captions = [captions for _, captions in clips]
-                    part = captioner.loss(features, captions, [1 / step.captions] * sum(map(len, captions)))
+                    part = captioner.loss(features, captions, [1 / count] * sum(map(len, captions)))
                     part.backward()
                     loss += part.detach().double()
             context.sum_gradients(parameters)
@@ -257,15 +258,15 @@ def train_epoch(run: Run) -> None:
             if stop:
                 run.interrupts.check(others=True)
             if not math.isfinite(loss) or not math.isfinite(norm):
-                ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
+                ids = " ".join(clip_id for batch in step for clip_id, _ in batch)
                 place = f"epoch {run.epoch + 1}, step {run.step + 1}, clips {ids}"
                 advice = f"{args.checkpoint} is as before: check these clips, lower --lr, or set --grad-clip"
                 raise UserError(f"the loss is not finite ({loss}, gradient {norm:g}) at {place}; {advice}")
             optimizer.step()
 
             run.step += 1
-            run.total += loss * step.captions
-            run.captions += step.captions
+            run.total += loss * count
+            run.captions += count
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
             if run.step % args.save_every == 0 and run.step < len(steps):
@@ -290,7 +291,7 @@ def finish_epoch(run: Run) -> None:
 def validate(run: Run, epoch: int) -> dict[str, float]:
     """Loss and CIDEr of the validation split; the captions are written by clip id."""
     args, records = run.args, run.records["validation"]
-    folder = run.layout.feature_folder("validation")
+    folder = run.layout.features / "validation"
     reader = SplitReader(run.captioner, records, folder, args.eval_batch_size, run.context, run.interrupts.check)
     loss, predictions = reader.loss_and_captions(args.max_new_tokens)
     score = 0.0

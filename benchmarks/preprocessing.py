@@ -51,8 +51,9 @@ def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) ->
 
 def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE) -> list[Path]:
     """A training split of `clips` clips of `size` (width, height), `DRAWN` different ones; the files."""
+    data.mkdir(parents=True, exist_ok=True)
     layout = dataset.Layout(data)
-    layout.videos.mkdir(parents=True)
+    layout.videos.mkdir()
     chosen = list(sample.choose_clips({"train": min(clips, DRAWN)}, 0)["train"].values())
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         paths = list(pool.map(draw, range(len(chosen)), chosen, [size] * len(chosen), [layout.videos] * len(chosen)))

@@ -191,11 +191,12 @@ def cost(size: str, captions: list[int], epochs: int, rate: float) -> list[list[
 def long_run(work: Path, steps: int, threads: int) -> tuple[float, float]:
     """Bytes of all processes early and late in `steps` steps of train.py, on the sample's language model."""
     torch.set_num_threads(threads)
+    (work / "data").mkdir()
     layout, clips = dataset.Layout(work / "data"), 64
     for split, count in (("train", clips), ("validation", 1)):
         records = [{"id": str(number), "label": measure.captions(1, TOKENS)} for number in range(count)]
         for record in records:
-            cache.save(layout.feature_folder(split) / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
+            cache.save(layout.features / split / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
         files.write_json(layout.ready(split), records)
     words = f"--batch-size 4 --accumulate 1 --num-queries 16 --max-new-tokens 4 --epochs {-(-steps // (clips // 4))}"
     places = ["--data", layout.data, "--llm", measure.SAMPLE / "qwen2", "--checkpoint", work / "checkpoint.pt"]

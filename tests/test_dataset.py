@@ -189,9 +189,9 @@ def test_reading_leaves_the_random_numbers_of_dropout_alone(tmp_path, workers):
 def test_an_epochs_plan_holds_every_clip_once_and_distinct_captions():
     records = [{"id": str(clip), "label": [f"{clip} {n}" for n in range(clip % 4 + 1)]} for clip in range(21)]
     steps = dataset.plan_epoch(records, batch_size=4, accumulate=3, captions_per_clip=3, seed=0, epoch=0)
-    drawn = [clip for step in steps for batch in step.batches for clip in batch]
+    drawn = [clip for step in steps for batch in step for clip in batch]
     assert sorted(clip_id for clip_id, _ in drawn) == sorted(record["id"] for record in records)
-    assert [len(step.batches) for step in steps] == [3, 3]
+    assert [len(step) for step in steps] == [3, 3]
     for clip_id, captions in drawn:
         assert len(set(captions)) == len(captions) == min(3, int(clip_id) % 4 + 1)
     assert dataset.plan_epoch(records[::-1], 4, 3, 3, seed=0, epoch=0) == steps  # whatever the file's order
