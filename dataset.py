@@ -47,10 +47,6 @@ class Layout:
         paths = (self.videos / f"{clip_id}{suffix}" for suffix in (".webm", ".mp4"))
         return next((path for path in paths if path.is_file()), None)
 
-    def ready(self, split: str) -> Path:
-        """The file of caption lists that prepare_annotations.py writes."""
-        return self.annotations / READY[split]
-
     def labels_file(self, name: str) -> Path | None:
         """A file of the labels folder by its new name or its older one (something-something-v2-<name>), or None."""
         folders = (self.labels, self.data)
@@ -71,7 +67,7 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the file is missing (prepare_annotations.py makes it), of another form, or without captions.
     """
-    path = Layout(data).ready(split)
+    path = Layout(data).annotations / READY[split]
     if not path.is_file():
         raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {data}")
     records = _read_records(path, f"the {split} captions")
@@ -230,10 +226,9 @@ def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str
 def records_that_fit(
     records: list[Record], room: int | None, tokenize: Callable[[str], list[int]]
 ) -> tuple[list[Record], int]:
-    """Records without the captions of more than `room` tokens, which a language model has no positions for.
+    """Records without the captions of more than `room` tokens, and how many captions were left out.
 
-    Returns the records that have a caption left, and how many captions were left out.
-    Raises: UserError where no record has one.
+    `room`: what a language model has positions for. Raises: UserError where no caption is left.
     """
     dropped = 0
     for record in records if room is not None else ():
@@ -242,7 +237,5 @@ def records_that_fit(
         dropped += len(record["label"]) - len(fits)
         record["label"] = fits
     if not any(record["label"] for record in records):
-        raise UserError(
-            f"the language model has positions for {room} tokens of a caption only: use fewer --num-queries"
-        )
+        raise UserError(f"the language model has positions for {room} tokens of a caption: use fewer --num-queries")
     return [record for record in records if record["label"]], dropped

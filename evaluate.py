@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-
 from torch import Tensor
 
 import dataset
@@ -64,11 +63,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
+    add = parser.add_argument_group("running").add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
-    cli.add_device(running)
+    add("--device", help=cli.DEVICE)
     add("--batch-size", type=cli.count, default=64, help="clips that are captioned at once")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that one clip may take to decode")
     add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, and 0.01 a caption")

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-
 import torch
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from models.vjepa2 import DEFAULT_ENCODER, VideoEncoder
 from runtime import cli, files
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
-from runtime.signals import Interrupted, Interrupts
+from runtime.signals import Interrupts
 from video.workers import Workers, batches
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
@@ -55,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=cli.count, help="clips encoded at once (default: by the tokens of a clip, at most 16)")
     add("--workers", type=cli.count, default=cores(), help="processes that decode, for each process that encodes")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding one clip may take")
-    cli.add_device(parser)
+    add("--device", help=cli.DEVICE)
     return parser.parse_args(argv)
 
 
@@ -71,8 +70,7 @@ def preprocess(args: argparse.Namespace, context: DistributedContext, workers: W
     layout = dataset.Layout(args.data)
     encoder = VideoEncoder(args.encoder, context.device, args.num_frames, args.crop)
     if (side := encoder.grid[1]) % args.pool:
-        patches = f"the {side} x {side} patches of this encoder"
-        raise UserError(f"--pool {args.pool} does not divide {patches}; use --pool 1")
+        raise UserError(f"--pool {args.pool} does not divide the {side} x {side} patches of this encoder; use --pool 1")
     config = encoder.cache_config(args.dtype, args.pool)
     plan = make_plan(splits, layout, config) if context.is_main else None
     clips, missing = context.gather(plan)[0]  # all ranks share one list, whatever other runs write meanwhile
@@ -80,22 +78,15 @@ def preprocess(args: argparse.Namespace, context: DistributedContext, workers: W
     try:
         with Interrupts(at_once=True):  # every file is whole or not there at any moment
             encode_clips(context, clips, failures, encoder, config, args.batch_size, workers)
-    except Interrupted as interrupted:
+            for others in context.gather(failures):
+                failures |= others
+    finally:
         if context.is_main:
             write_failures(failures, layout, splits)
-        context.print_main(f"{interrupted}: what is encoded is kept; the same command goes on from there")
-        return interrupted.code
-    for others in context.gather(failures):
-        failures |= others
-    if context.is_main:
-        write_failures(failures, layout, splits)
-        print(f"encoded {len(clips) + len(missing) - len(failures)} clips into {layout.features}")
+    context.print_main(f"encoded {len(clips) + len(missing) - len(failures)} clips into {layout.features}")
     context.close()
     if missing and context.is_main:
-        raise UserError(
-            f"{len(missing)} clips of the labels have no video in {layout.videos}; all others are done: add the "
-            "videos and run this again, or take the ids out of the labels"
-        )
+        raise UserError(f"{len(missing)} clips have no video in {layout.videos}; add these, and run this once more")
     return 0
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -18,7 +17,6 @@ from evaluation.captioning import SplitReader, dequantize_for
 from features import cache
 from features.reader import feature_batches
 from models import checkpoint, language_model
-from models.checkpoint import Checkpoint
 from qformer import QFormer, VideoCaptioner
 from runtime import cli, files
 from runtime.distributed import DistributedContext, Lost
@@ -65,7 +63,7 @@ class Run:
         # Processors of another make draw other initial weights.
         context.broadcast(parameter.data for parameter in parameters)
 
-    def make_captioner(self, saved: Checkpoint | None) -> VideoCaptioner:
+    def make_captioner(self, saved: checkpoint.Checkpoint | None) -> VideoCaptioner:
         """The frozen language model with a new Q-Former, or a checkpoint's; a clip's features tell their width."""
         args, features = self.args, self.layout.features
         lm, tokenizer = language_model.load(args.llm, self.context.device)
@@ -86,8 +84,8 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
-        keys = (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)
-        return {**{key: getattr(self.args, key) for key in keys}, "clips": len(self.records["train"])}
+        flags = {key: getattr(self.args, key) for key in (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)}
+        return {**flags, "clips": len(self.records["train"])}
 
     def save(self, path: Path | None = None, optimizer: bool = True) -> None:
         """Write all that a run needs to go on bit for bit, as of its last optimizer step."""
@@ -95,10 +93,10 @@ class Run:
         progress |= {"run": self.settings(), "history": self.history}
         weights, state = self.captioner.qformer.state_dict(), self.optimizer.state_dict() if optimizer else None
         if self.context.is_main and not self.args.eval_only:
-            saved = Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
+            saved = checkpoint.Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
             checkpoint.write(path or self.args.checkpoint, saved)
 
-    def resume(self, saved: Checkpoint) -> None:
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go to the place in the run that a checkpoint was saved at."""
         args, progress, now = self.args, saved.progress, self.settings()
         self.captioner.restore(saved, args.checkpoint)
@@ -129,7 +127,7 @@ class Run:
             self.context.print_main(f"{self.best} is another run's: it is {aside} now, and this run starts its own")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
     run = Run(args, DistributedContext(args.device))
@@ -139,14 +137,11 @@ def main(argv: list[str] | None = None) -> int:
             run.context.print_main(f"epoch {run.epoch}: val_loss={line['val_loss']:.4f}, CIDEr={line['CIDEr']:.4f}")
         else:
             train(run)
-    except (Interrupted, Lost) as stop:
+    except (Interrupted, Lost):
         run.save()
-        if isinstance(stop, Lost):
-            raise
-        run.context.print_main(f"{stop}: the same command goes on from {args.checkpoint}")
-        return stop.code
+        run.context.print_main(f"the same command goes on from {args.checkpoint}")
+        raise
     run.context.close()
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -176,8 +171,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mlp-ratio", type=cli.count, default=4, help="the MLP's width, in embedding widths")
     add("--dropout", type=cli.probability, default=0.1, help="dropout on the attention")
     add("--mlp-dropout", type=cli.probability, default=0.3, help="dropout in the MLP")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
+    add = parser.add_argument_group("running").add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="written here, and gone on from if there")
     add("--results", type=Path, default=Path("results"), help="folder for predictions, curves and the page")
     add("--eval-batch-size", type=cli.count, default=64, help="clips that are captioned at once for validation")
@@ -185,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--save-every", type=cli.count, default=50, help="optimizer steps between checkpoints within an epoch")
     add("--workers", type=cli.whole, default=2, help="processes that read features ahead; 0: this one reads")
     add("--eval-only", action="store_true", help="only validate the checkpoint that is there")
-    cli.add_device(running)
+    add("--device", help=cli.DEVICE)
     return parser.parse_args(argv)
 
 
@@ -204,8 +198,8 @@ def train(run: Run) -> None:
     """All epochs that are not done yet."""
     args, context, records = run.args, run.context, run.records
     count = sum(parameter.numel() for parameter in run.captioner.qformer.parameters())
-    on = f"{len(records['train']):,} clips, validated on {len(records['validation']):,}; {context.device}"
-    context.print_main(f"{count:,} parameters train on {on}, {context.world_size} process(es)")
+    clips, ranks = len(records["train"]), context.world_size
+    context.print_main(f"{count:,} parameters train on {clips:,} clips; {ranks} process(es), {context.device}")
     if run.epoch >= args.epochs:
         context.print_main(f"all {args.epochs} epochs are done: raise --epochs to train on")
     while run.epoch < args.epochs:

@@ -138,7 +138,7 @@ def encoded(data: Path, folder: Path, flags: str) -> Path:
         if entry.name not in (layout.features.name, layout.annotations.name):
             (folder / entry.name).symlink_to(entry.resolve())
     prepare_annotations.main(["--data", str(folder)])
-    splits = [split for split in dataset.SPLITS if dataset.Layout(folder).ready(split).exists()]
+    splits = [split for split in dataset.SPLITS if (dataset.Layout(folder).annotations / dataset.READY[split]).exists()]
     preprocess.main(["--data", str(folder), "--splits", *splits, *shlex.split(flags)])
     return folder
 

@@ -199,7 +199,7 @@ def lm_epoch(run: Any) -> None:
     wait(device)
 
 
-def plan(run: Any) -> list[dataset.Step]:
+def plan(run: Any) -> list[list[dataset.Batch]]:
     """The steps of an epoch."""
     return plan_epoch(run.records["train"], run.args.batch_size, run.args.accumulate, 1, 0, 0)
 
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--steps", type=cli.count, default=10, help="of an epoch that is timed")
     add("--workers", type=cli.count, default=2, help="processes that read features")
     add("--eval-batch", type=cli.count, default=64, help="clips that are captioned at once")
-    cli.add_device(parser)
+    parser.add_argument("--device", help=cli.DEVICE)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     device, rows = cli.device(args.device), []

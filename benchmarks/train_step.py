@@ -197,7 +197,7 @@ def long_run(work: Path, steps: int, threads: int) -> tuple[float, float]:
         records = [{"id": str(number), "label": measure.captions(1, TOKENS)} for number in range(count)]
         for record in records:
             cache.save(layout.features / split / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
-        files.write_json(layout.ready(split), records)
+        files.write_json(layout.annotations / dataset.READY[split], records)
     words = f"--batch-size 4 --accumulate 1 --num-queries 16 --max-new-tokens 4 --epochs {-(-steps // (clips // 4))}"
     places = ["--data", layout.data, "--llm", measure.SAMPLE / "qwen2", "--checkpoint", work / "checkpoint.pt"]
     with measure.Memory() as memory:

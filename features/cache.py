@@ -73,11 +73,9 @@ def check_config(features: Path | str, config: CacheConfig) -> bool:
     """Whether config.json is there already. Raises: UserError where the folder's features are of another kind."""
     found = read_config(features)
     if found is None and any(Path(features).glob("*/*.pt")):
-        remedy = "move them away, or give another --data"
-        raise UserError(f"nothing says what made the features in {features}: it has no config.json; {remedy}")
+        raise UserError(f"nothing says what made the features in {features}: there is no config.json; move them away")
     if found is not None and (differences := found.differences(config)):
-        remedy = "use the same encoder and flags as before, or move them away"
-        raise UserError(f"{features} holds features of another kind ({differences}); {remedy}")
+        raise UserError(f"{features} holds features of another kind ({differences}): use the same flags as before")
     return found is not None
 
 

@@ -5,6 +5,7 @@ Letters: B clips, N tokens a clip, D their width.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def feature_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # without one it would draw from the generator that dropout draws from
         worker_init_fn=_leave_signals_to_the_parent,
-        multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
+        # Under a fork server, a worker would not notice that this process was killed.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" and hasattr(os, "fork") else None,
     )
     for batch in loader:
         if isinstance(batch, Exception):
