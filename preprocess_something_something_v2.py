@@ -166,11 +166,11 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
     if missing and not clips and not cached:
         raise UserError(f"there is no video of any clip in {layout.videos}; put SSv2's <id>.webm files there")
     size = cache.bytes_per_clip(config)
-    needed, block = tqdm.format_sizeof(len(clips) * size, "B"), 4096  # disks give out whole blocks
+    needed = tqdm.format_sizeof(len(clips) * size, "B")
     without = f", {len(missing)} without a video" if missing else ""
     print(f"{', '.join(splits)}: {cached} clips cached, {len(clips)} to encode{without}; {needed} to write", flush=True)
     free = shutil.disk_usage(layout.features if layout.features.exists() else layout.data).free
-    if free < len(clips) * (size + block):
+    if free < len(clips) * (size + 4096):  # disks give out whole blocks
         raise UserError(
             f"the disk of {layout.features} has {tqdm.format_sizeof(free, 'B')} free, the features need {needed}; "
             "free some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
