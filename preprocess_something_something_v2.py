@@ -4,10 +4,12 @@ Worker processes decode, this process encodes, threads write. Interrupt it at an
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import shutil
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -177,7 +179,10 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
         )
     if not cache.check_config(layout.features, config):  # asked again: another run may have begun meanwhile
         files.write_json(layout.features / "config.json", config.to_dict())
-    files.remove_unfinished(layout.features)
+    for unfinished in layout.features.rglob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another run has finished it
+            if time.time() - unfinished.stat().st_mtime > 60:  # a run was killed; what another one writes is younger
+                unfinished.unlink()
     random.Random().shuffle(clips)  # two runs that meet in one folder work on different clips until few are left
     return clips, missing
 

@@ -106,7 +106,7 @@ def test_int8_and_pool_are_stored_as_asked_for_and_an_mp4_is_accepted_beside_web
     assert packed.kind == "8x24 int8"
     config = cache.read_config(data / "features")
     assert (config.dtype, config.pool, config.tokens, config.crop) == ("int8", 2, 8, True)
-    encoder = VideoEncoder.from_config(config)
+    encoder = VideoEncoder.from_config(config.to_dict())
     features = encoder.encode(read_clip(video(data, "va0"), 4, encoder.transform)[0][None])
     expected = cache.dequantize(cache.quantize(features, "int8", 2, encoder.grid))
     assert torch.allclose(cache.dequantize(packed), expected, atol=0.05)
