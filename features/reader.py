@@ -54,7 +54,7 @@ def feature_batches(
 
     `workers` processes read, each at most two batches ahead; 0: this one reads, when a batch is due. `pin`: into
     page-locked memory, for non-blocking copies to a GPU.
-    Raises, when the batch is due: UserError naming the file that is missing, damaged, or not like the first.
+    Raises, when the batch is due: UserError naming a file that is damaged or not like the first; OSError for one gone.
     """
     if not id_batches:
         return
