@@ -143,6 +143,14 @@ def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor
     return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(labels, dtype=torch.long)
 
 
+class _NoCache(DynamicCache):
+    """Keeps nothing. Without any cache transformers looks, in every pass, whether rows are packed: a GPU's host waits."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values of this pass are all there are."""
+        return keys, values
+
+
 def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: Any = None) -> Tensor:
     """Each row's mean negative log-likelihood over its labels: (R, P, C), (R, L) and (R, L + 1) -> (R,).
 
@@ -151,6 +159,8 @@ def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: 
     inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
     kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
     arguments = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    if cache is None and set(getattr(lm.config, "layer_types", None) or ()) == {"full_attention"}:
+        arguments["past_key_values"] = _NoCache()
     if "logits_to_keep" in inspect.signature(lm.forward).parameters:
         # Positions that are picked by index stand together in memory, so that the head is one matrix product.
         logits = lm(inputs_embeds=inputs, logits_to_keep=kept, **arguments).logits

@@ -207,6 +207,18 @@ def test_numbers_that_python_reads_are_counted():
     assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 2}
 
 
+def test_a_pass_of_training_reads_no_number_so_that_a_gpu_is_not_waited_for():
+    captioner = tiny.tiny_captioner(dropout=0.1).train()
+    assert captioner.lm.config.layer_types  # as Qwen2 has them
+
+    def run():
+        captioner.loss(
+            torch.randn(2, 6, 16), [["moving a cup"], ["pushing a pen", "a pen"]], [0.5, 0.25, 0.25]
+        ).backward()
+
+    assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 0}
+
+
 def test_scores_and_page_of_made_up_captions_of_which_some_are_right(capsys, monkeypatch):
     templates, predictions, records = scoring.made_up(300)
     found = scoring.ssv2.ssv2_scores(predictions, records, scoring.ssv2.TemplateReader(templates))
