@@ -23,18 +23,13 @@ from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
-from runtime.signals import Interrupted, Interrupts
+from runtime.signals import Interrupts
 from video import gif, subtitles
 from video import paths as videos
-from video.container import read_duration
 from video.reader import VideoError, probe, read_frames
-from video.windows import check_window
 from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
-GIF_FPS = 12.0
-GIF_BYTES = 512 << 20  # of decoded frames that are in memory at once
-LINES_SHOWN = 20  # of a long video's captions, on the screen
 LONG = 30.0  # seconds: a longer video says more than one caption can
 SAVE_EVERY = 5.0  # seconds between two writings of results.json
 
@@ -46,11 +41,10 @@ class Clip(VideoCaptions):
     id: str = ""  # the test set's, or the name of what is written for it
     references: list[str] = field(default_factory=list)
     name: str = ""  # of its files in the results' folder
-    shown: int = 0  # segments that are on the screen
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Caption what the command line names. Returns 1 where no video could be captioned."""
+    """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
     if args.video:
@@ -61,57 +55,50 @@ def main(argv: list[str] | None = None) -> int:
         clip.name, clip.id = name, clip.id or Path(name).stem
     files.check_writable(folder)  # now, not after an hour's work
     with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
-        captioner = load_captioner(args)
-        results = Results(clips, folder, captioner.config, args, provenance.made_by(argv))
-        try:
-            with Interrupts(at_once=True):
-                try:
-                    caption_clips(captioner, clips, args, workers, results)
-                finally:
-                    results.write_texts()
-                results.write_media()  # last: where it fills the disk, the captions are there
-        except Interrupted as stop:
-            done = sum(clip.is_done for clip in clips)
-            print(f"{stop}: {done:,} of {len(clips):,} videos are done; their captions are in {folder}")
-            return stop.code
-    failed = sum(clip.error is not None for clip in clips)
-    print(f"{len(clips) - failed:,} of {len(clips):,} videos captioned; see {folder / 'index.html'}")
-    return 1 if failed == len(clips) else 0
+        captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
+        models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
+        results = Results(clips, folder, models, args, provenance.made_by(argv))
+        with Interrupts(at_once=True):
+            try:
+                results.caption(captioner, workers)
+            finally:
+                results.write_texts()
+            results.write_media()  # last: where it fills the disk, the captions are there
+    return 1 if all(clip.error for clip in clips) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Raises: UserError where window and stride cannot cover a video."""
     parser = cli.Parser(__doc__)
-    add = parser.group("videos").add_argument
+    add = parser.add_argument_group("videos").add_argument
     add("--num-samples", type=cli.count, default=10, help="how many clips of the test set to caption")
     add("--video", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="caption these instead of the test set")
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, for --num-samples")
     add("--seed", type=int, default=0, help="decides which clips of the test set are taken")
-    add("--window", type=float, help="caption long videos in windows of this many seconds; writes .json, .srt, .vtt")
-    add("--stride", type=float, help="seconds from one window to the next, at most the window (without it: the window)")
-    add = parser.group("models").add_argument
+    add("--window", type=cli.positive, help="caption long videos in windows of these seconds; writes .json, .srt, .vtt")
+    add("--stride", type=cli.positive, help="seconds from one window to the next, at most the window (and without it)")
+    add = parser.add_argument_group("models").add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
     add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
     add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
     add("--num-beams", type=cli.count, default=1, help="beams of the search for a caption; 1: greedy")
-    add = parser.group("results").add_argument
+    add = parser.add_argument_group("results").add_argument
     add("--results", type=Path, default=Path("results"), help="everything is written to RESULTS/inference")
     add("--gif", action="store_true", help="also write each clip as an animated GIF with its caption under it")
     add("--copy-videos", action="store_true", help="copy the videos beside the page, to publish it")
-    running = parser.group("running")
+    running = parser.add_argument_group("running")
     add = running.add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
-    workers = min(4, os.cpu_count() or 1)
-    add("--workers", type=cli.whole, default=workers, help="processes that decode videos; 0: this one decodes")
+    add("--workers", type=cli.whole, default=min(4, os.cpu_count() or 1), help="processes that decode; 0: this one")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
     cli.add_device(running)
     args = parser.parse_args(argv)
-    if args.window is None and args.stride is not None:
+    if args.stride and not args.window:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
-    if args.window is not None:
-        args.stride = args.window if args.stride is None else args.stride
-        check_window(args.window, args.stride)
+    if args.window:
+        args.stride = args.stride or args.window
+        subtitles.check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
     return args
@@ -127,66 +114,29 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     layout, answers, clips = dataset.Layout(data), dataset.read_answers(data), []
     for clip_id in ids[:count]:
         path = layout.video(clip_id) or layout.videos / f"{clip_id}.webm"
-        error = None if path.is_file() else f"there is no video {path} (or .mp4)"
-        clips.append(Clip(path, error, id=clip_id, references=[answers[clip_id]] if clip_id in answers else []))
-    if all(clip.error for clip in clips):
-        raise UserError(f"{clips[0].error}, nor of the other test clips that were drawn; download SSv2's videos")
+        clips.append(Clip(path, id=clip_id, references=[answers[clip_id]] if clip_id in answers else []))
+    if not any(clip.path.is_file() for clip in clips):
+        raise UserError(f"{layout.videos} holds no video of the test clips that were drawn; download SSv2's videos")
     return clips
 
 
-def load_captioner(args: argparse.Namespace) -> VideoCaptioner:
-    """The captioner and the encoder that made its features. Raises: UserError where one does not load."""
-    captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
-    if captioner.config["features"] is None:
-        raise UserError(f"{args.checkpoint} does not say what made its features; train it with this project's train.py")
-    return captioner
-
-
-def caption_clips(
-    captioner: VideoCaptioner, clips: list[Clip], args: argparse.Namespace, workers: Workers, results: "Results"
-) -> None:
-    """Decode in workers, caption in batches, and tell and save each video's captions when it is done."""
-    for clip in clips:
-        if clip.error:
-            tell(clip)
-    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-    with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
-        for clip in captioner.caption_files(clips, workers, args.window, args.stride, **settings):
-            bar.update()
-            tell(clip)
-            if time.monotonic() - results.saved > SAVE_EVERY:
-                results.save()
-
-
 def tell(clip: Clip) -> None:
-    """What is new of a video's captions, or why there are none, on the screen."""
-    name, lines = clip.id, []
+    """What is new of a video's captions, or why there are none, on the screen; a window's only where it is another."""
+    lines = []
     if clip.error:
         lines.append(f"failed: {clip.error}")
     elif clip.is_windowed:
-        lines += new_segments(clip)
+        if (caption := clip.captions[-1]) and caption not in clip.captions[-2:-1]:
+            lines.append(f"{clip.decoded[-1].start:.1f} s: {caption}")
     else:
         lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
+        with contextlib.suppress(VideoError):
+            if (seconds := probe(clip.path).duration) >= LONG:
+                lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
     if clip.warning and clip.is_done:
         lines.append(clip.warning)
     for line in lines:
-        tqdm.write(files.printable(f"{name}: {line}"))
-    if not (clip.error or clip.is_windowed or clip.references):
-        with contextlib.suppress(VideoError):
-            if (seconds := read_duration(clip.path)) >= LONG:
-                tqdm.write(files.printable(f"{clip.path.name}: {seconds:.0f} s; --window 4 captions it in parts"))
-
-
-def new_segments(clip: Clip) -> list[str]:
-    """The segments that ended with the window that came last: the one that goes on may become longer."""
-    if clip.shown >= LINES_SHOWN and not clip.is_done:
-        return []
-    ended = clip.segments if clip.is_done else clip.segments[:-1]
-    lines = [f"{start:.1f}-{end:.1f} s: {caption}" for start, end, caption in ended[clip.shown : LINES_SHOWN]]
-    clip.shown = len(ended)
-    if len(ended) > LINES_SHOWN and clip.is_done:
-        lines.append(f"{len(ended) - LINES_SHOWN:,} more in {Path(clip.name).with_suffix('.srt')}")
-    return lines
+        tqdm.write(files.printable(f"{clip.id}: {line}"))
 
 
 # ---- results ----
@@ -194,21 +144,30 @@ def new_segments(clip: Clip) -> list[str]:
 
 @dataclass
 class Results:
-    """What is written into the results' folder."""
+    """The videos' captions, and what is written of them into the results' folder."""
 
     clips: list[Clip]
     folder: Path
-    config: dict[str, Any]  # of the captioner
+    models: dict[str, Path | str]  # where the checkpoint and the two frozen models are
     args: argparse.Namespace
     made_by: dict[str, str | None]
     saved: float = 0.0  # when results.json was written last
 
+    def caption(self, captioner: VideoCaptioner, workers: Workers) -> None:
+        """Decode in workers, caption in batches, and tell and save each video's captions as they are made."""
+        args = self.args
+        settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+        with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
+            for clip in captioner.caption_files(self.clips, workers, args.window, args.stride, **settings):
+                bar.update()
+                tell(clip)
+                if time.monotonic() - self.saved > SAVE_EVERY:
+                    self.save()
+
     def save(self) -> None:
         """results.json: the captions of all clips so far."""
         result = {
-            "checkpoint": files.text_of(self.args.checkpoint),
-            "encoder": files.display_path(self.config["features"]["encoder"]),
-            "llm": files.display_path(self.config["llm"]),
+            **{name: files.display_path(place) for name, place in self.models.items()},
             "max_new_tokens": self.args.max_new_tokens,
             "num_beams": self.args.num_beams,
             "clips": len(self.clips),
@@ -220,17 +179,10 @@ class Results:
         self.saved = time.monotonic()
 
     def row(self, clip: Clip) -> dict[str, Any]:
-        """A clip as results.json lists it; the video as the page finds it."""
+        """A clip as results.json and the page list it, with paths from there."""
         video = clip.name if self.args.copy_videos else report.relative(clip.path, self.folder / "index.html")
-        row: dict[str, Any] = {
-            "id": clip.id,
-            "prediction": clip.prediction,
-            "references": clip.references,
-            "video": None if clip.error else video,
-            "source": files.text_of(clip.path),
-            "error": clip.error,
-            "warning": clip.warning,
-        }
+        row = {key: getattr(clip, key) for key in ("id", "prediction", "references", "error", "warning")}
+        row |= {"video": None if clip.error else video, "source": files.display_path(clip.path)}
         if clip.is_windowed:
             row["segments"] = [part._asdict() for part in clip.segments]
             row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
@@ -239,26 +191,16 @@ class Results:
     def write_texts(self) -> None:
         """results.json, the subtitles and the page of what is captioned so far."""
         self.save()
-        for clip in self.captioned:
-            if clip.is_windowed:
+        for clip in self.clips:
+            if clip.is_windowed and not clip.error:
                 self.write_subtitles(clip)
-        self.write_page()
-
-    def write_media(self) -> None:
-        """The copies of the videos, and the GIFs, where they are asked for."""
-        for clip in self.captioned:
-            if self.args.copy_videos:
-                files.copy(clip.path, self.folder / clip.name)
-            if self.args.gif:
-                try:
-                    write_gif(clip, self.folder)
-                except (VideoError, UserError) as error:
-                    print(files.printable(f"{clip.id}: no GIF: {error}"))
-
-    @property
-    def captioned(self) -> list[Clip]:
-        """The clips with a caption, or with some of their windows'."""
-        return [clip for clip in self.clips if clip.decoded and not clip.error]
+        answered = {c.id: (c.prediction, c.references) for c in self.clips if c.references and c.prediction is not None}
+        outcomes = scores.outcomes(answered, self.args.data)
+        rows = [self.row(clip) | outcomes.get(clip.id, {}) for clip in self.clips]
+        page = self.folder / "index.html"
+        report.write_page(page, "Captions", rows, made_by=self.made_by)
+        done = sum(clip.is_done and not clip.error for clip in self.clips)
+        print(f"{done:,} of {len(self.clips):,} videos captioned; see {page}")
 
     def write_subtitles(self, clip: Clip) -> None:
         """A windowed video's captions as .srt, .vtt and .json."""
@@ -278,25 +220,24 @@ class Results:
         }
         files.write_json(path.with_suffix(".json"), content)
 
-    def write_page(self) -> None:
-        """The page that shows the same, with the videos playing."""
-        answered = {c.id: (c.prediction, c.references) for c in self.clips if c.references and c.prediction is not None}
-        outcomes = scores.outcomes(answered, self.args.data)
-        shown = [{**self.row(clip), **outcomes.get(clip.id, {})} for clip in self.clips]
-        for row, clip in zip(shown, self.clips, strict=True):
-            row["tracks"] = Path(clip.name).with_suffix(".vtt").name if clip.segments else None
-        made = " at ".join(filter(None, self.made_by.values()))
-        report.write_page(self.folder / "index.html", "Captions", shown, made_by=made)
+    def write_media(self) -> None:
+        """The copies of the videos, and the GIFs, where they are asked for."""
+        for clip in (clip for clip in self.clips if not clip.error):
+            if self.args.copy_videos:
+                files.copy(clip.path, self.folder / clip.name)
+            if self.args.gif:
+                try:
+                    write_gif(clip, self.folder)
+                except (VideoError, UserError) as error:
+                    print(files.printable(f"{clip.id}: no GIF: {error}"))
 
 
 def write_gif(clip: Clip, folder: Path) -> None:
     """Draw a clip's caption under it. Raises: VideoError, UserError where it gives no GIF."""
     video = probe(clip.path)
-    most = min(GIF_FRAMES, max(2, GIF_BYTES // (video.width * video.height * 3)))
-    count = min(most, max(1, round(video.duration * GIF_FPS)))
-    reference = clip.references[0] if clip.references else None
-    frames = read_frames(clip.path, count)  # (T, H, W, 3)
-    target = (folder / clip.name).with_suffix(".gif" if clip.path.suffix.lower() != ".gif" else ".captioned.gif")
+    count, reference = min(GIF_FRAMES, video.frames), next(iter(clip.references), None)
+    suffix = ".captioned.gif" if clip.path.suffix.lower() == ".gif" else ".gif"  # its copy is a GIF, too
+    target, frames = (folder / clip.name).with_suffix(suffix), read_frames(clip.path, count)  # (T, H, W, 3)
     gif.write_gif(target, frames, clip.prediction, count / video.duration, reference=reference)
 
 

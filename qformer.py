@@ -5,6 +5,7 @@ P prefix positions, T texts.
 """
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +15,17 @@ from typing import Any
 import runtime.threads  # noqa: F401  how torch's threads wait
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
 
 from models import checkpoint, pretrained
 from models import language_model as language
 from models.video_files import CaptionsFiles
+from runtime import cli
 from runtime.files import UserError
 
+Device = str | torch.device | None  # None: a GPU where there is one
 Captions = Sequence[str] | Sequence[Sequence[str]]  # one a clip, or a list for each
 
 
@@ -113,7 +115,7 @@ class QFormer(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"the width {dim} does not divide by {num_heads} heads")
+            raise UserError(f"the width {dim} does not divide by {num_heads} heads; choose another --num-heads")
         self.config = {"num_queries": num_queries, "dim": dim, "visual_dim": visual_dim, "num_heads": num_heads}
         self.config |= {"depth": depth, "mlp_ratio": mlp_ratio, "dropout": dropout, "mlp_dropout": mlp_dropout}
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, dim) * 0.02)
@@ -149,19 +151,20 @@ class VideoCaptioner(
         self, lm: nn.Module, tokenizer: Any, qformer: QFormer, prompt: str = language.PROMPT, config: dict | None = None
     ) -> None:
         super().__init__()
-        self.lm = lm.eval().requires_grad_(False)
-        self.tokenizer, self.qformer, self.prompt = tokenizer, qformer, prompt
-        self.config = {"llm": None, "features": None, "caption_space": True, **(config or {}), "prompt": prompt}
-        self.config |= {"llm_weights": language.fingerprint(lm), "qformer": qformer.config}
-        self.config["llm"] = self.config["llm"] and pretrained.keep(self.config["llm"])
+        self.lm, self.tokenizer, self.prompt = lm.eval().requires_grad_(False), tokenizer, prompt
+        self.qformer = qformer.to(lm.device)
+        self.config = {"llm": lm.name_or_path, "features": None, "caption_space": True, **(config or {})}
+        self.config |= {"prompt": prompt, "qformer": qformer.config}
+        self.config["llm_weights"] = pretrained.fingerprint(lm, torch.bfloat16)  # the same on a GPU and on a CPU
         self.eos_id = language.eos_id(tokenizer, lm)
         self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
-        # generate() takes what it is not told from here, and folders of instruct models ask for sampling and more.
-        lm.generation_config = GenerationConfig(eos_token_id=self.eos_id, pad_token_id=self.eos_id)
-        width = lm.get_input_embeddings().embedding_dim
-        if qformer.config["dim"] != width:
-            raise ValueError(f"the Q-Former is {qformer.config['dim']} wide, the language model's embeddings {width}")
         self.epoch, self.history = 0, []  # of the training that made its checkpoint
+        dim, width = qformer.config["dim"], lm.get_input_embeddings().embedding_dim
+        if dim != width:
+            raise UserError(f"the Q-Former is {dim} wide, the language model's embeddings {width}: use another --llm")
+        if (room := self.max_caption_tokens) is not None and room < 1:
+            reason = f"has too few positions: {self.prefix_length} stand before a caption"
+            raise UserError(f"the language model {reason}; use fewer --num-queries, or another --llm")
 
     @property
     def device(self) -> torch.device:
@@ -231,8 +234,6 @@ class VideoCaptioner(
         nll = self.per_caption_nll(features, captions, mask)
         return nll.mean() if weights is None else (nll * self._send(weights)).sum()
 
-    forward = loss  # so that DistributedDataParallel can wrap the captioner
-
     def per_caption_nll(self, features: Tensor, captions: Captions, mask: Tensor | None = None) -> Tensor:
         """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`.
 
@@ -265,11 +266,7 @@ class VideoCaptioner(
 
     @classmethod
     def from_checkpoint(
-        cls,
-        path: str | Path,
-        device: str | torch.device | None = None,
-        llm: str | None = None,
-        encoder: str | None = None,
+        cls, path: str | Path, device: Device = None, llm: str | None = None, encoder: str | None = None
     ) -> "VideoCaptioner":
         """Rebuild a captioner from a checkpoint file, or from a folder that `save_pretrained` wrote.
 
@@ -277,22 +274,28 @@ class VideoCaptioner(
         Raises: files.UserError where the checkpoint or the language model does not load, or they do not fit.
         """
         saved = checkpoint.read(path)
-        config = checkpoint.with_models(saved.config, path, llm, encoder)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        lm, tokenizer = language.load(config["llm"], device)
-        note = checkpoint.check_llm(config, lm, config["llm"], path)
-        if note and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
-            print(f"note: {note}", file=sys.stderr)
-        try:
-            captioner = cls(lm, tokenizer, QFormer(**config["qformer"]), config["prompt"], config)
-            if (room := captioner.max_caption_tokens) is not None and room < 1:
-                raise ValueError("it has too few positions")
-        except ValueError as error:
-            raise UserError(f"{path} does not fit the language model {config['llm']}: {error}") from None
-        checkpoint.load_weights(captioner.qformer, saved.weights, path)
-        captioner.qformer.to(device)
-        captioner.epoch, captioner.history = saved.epoch, saved.progress.get("history", [])
+        if encoder and saved.config["features"]:
+            saved.config["features"]["encoder"] = encoder
+        device = torch.device(device or cli.device(None))
+        lm, tokenizer = language.load(llm or saved.config["llm"], device)
+        config = {**saved.config, "llm": lm.name_or_path}
+        captioner = cls(lm, tokenizer, QFormer(**config["qformer"]), config["prompt"], config)
+        captioner.restore(saved, path)
         return captioner.eval()
+
+    def restore(self, saved: checkpoint.Checkpoint, path: str | Path) -> None:
+        """Take over the weights, and the course of the training, that were read from `path`.
+
+        Raises: files.UserError where they belong to another language model, are of another shape, or not finite.
+        """
+        llm, trained_with = self.config["llm"], saved.config.get("llm_weights")
+        if trained_with and trained_with != self.config["llm_weights"]:
+            raise UserError(f"{llm} is not the language model that {path} was trained with; give that one with --llm")
+        if not trained_with and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
+            note = f"{path} does not say which language model it was trained with: {llm} is taken for it"
+            print(f"note: {note}", file=sys.stderr)
+        checkpoint.load_weights(self.qformer, saved.weights, path)
+        self.epoch, self.history = saved.epoch, saved.progress.get("history", [])
 
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.write_folder(save_directory, self.config, self.qformer)
@@ -305,4 +308,6 @@ class VideoCaptioner(
         Raises: TypeError for others.
         """
         models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
-        return cls.from_checkpoint(checkpoint.fetch_folder(name, **arguments), **models)
+        arguments["allow_patterns"] = ["config.json", "model.safetensors"]  # no code is fetched
+        inspect.signature(snapshot_download).bind(name, **arguments)
+        return cls.from_checkpoint(name if Path(name).exists() else snapshot_download(name, **arguments), **models)

@@ -70,21 +70,19 @@ class Run:
         keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
         sizes = {key: getattr(args, key) for key in keys}
         first = cache.load(self.layout.feature_folder("train") / f"{self.records['train'][0]['id']}.pt")
-        try:
-            qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
-        except ValueError as error:
-            raise UserError(f"{error}; choose another --num-heads") from None
-        made, space = cache.read_config(features), not args.published_captions
+        qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
+        made = cache.read_config(features)
+        config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
         if saved is not None:
-            config, path, space = saved.config, args.checkpoint, saved.config["caption_space"]
-            cache.check_same_features(config["features"], features, path, config.get("published", False))
-            if note := checkpoint.check_llm(config, lm, args.llm, path):
-                self.context.print_main(f"note: {note}")
-            if args.published_captions and space:
+            before, path = saved.config, args.checkpoint
+            cache.check_same_features(before["features"], features, path, before.get("published", False))
+            if args.published_captions and before["caption_space"]:
                 raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
-            checkpoint.load_weights(qformer, saved.weights, path)
-        config = {"llm": args.llm, "features": made and made.to_dict(), "caption_space": space}
-        return VideoCaptioner(lm, tokenizer, qformer.to(self.context.device), config=config)
+            config["caption_space"] = before["caption_space"]
+        captioner = VideoCaptioner(lm, tokenizer, qformer, config=config)
+        if saved is not None:
+            captioner.restore(saved, args.checkpoint)
+        return captioner
 
     def leave_out_long_captions(self) -> None:
         """Train without the captions that the language model has no positions for."""
@@ -168,13 +166,13 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the defaults are the published recipe."""
     parser = cli.Parser(__doc__)
-    add = parser.group("data").add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
     add("--llm", default="Qwen/Qwen2-1.5B", help="the frozen language model: a hub name or a local folder")
     add("--captions-per-clip", type=cli.count, default=1, help="different captions that a clip is read once for")
     add("--published-captions", action="store_true", help="no space before captions, as in the published code")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of a split's clips that may lack features")
-    add = parser.group("optimisation").add_argument
+    add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=cli.count, default=10, help="passes over the training clips, in all")
     add("--batch-size", type=cli.count, default=8, help="clips in a forward pass, all processes together")
     names = ("--gradient-accumulation-steps", "--accumulate")
@@ -185,14 +183,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--warmup", type=cli.amount, default=0.0, help="share of all steps over which the rate rises from 0")
     add("--grad-clip", "--clip-norm", type=cli.amount, default=0.0, help="longest gradient (L2); 0: not clipped")
     add("--seed", type=int, default=0, help="decides initial weights, order, captions and dropout")
-    add = parser.group("Q-Former").add_argument
+    add = parser.add_argument_group("Q-Former").add_argument
     add("--num-queries", type=cli.count, default=64, help="visual tokens that the language model reads")
     add("--num-heads", type=cli.count, default=4, help="attention heads")
     add("--depth", type=cli.count, default=1, help="blocks")
     add("--mlp-ratio", type=cli.count, default=4, help="the MLP's width, in embedding widths")
     add("--dropout", type=cli.probability, default=0.1, help="dropout on the attention")
     add("--mlp-dropout", type=cli.probability, default=0.3, help="dropout in the MLP")
-    running = parser.group("running")
+    running = parser.add_argument_group("running")
     add = running.add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="written here, and gone on from if there")
     add("--results", type=Path, default=Path("results"), help="folder for predictions, curves and the page")
@@ -232,7 +230,7 @@ def train(run: Run) -> None:
         finish_epoch(run)
         run.save()
     if context.is_main and run.history:
-        from evaluation.training_page import write_training_page  # its libraries: training needs none of them
+        from evaluation.report import write_training_page  # its libraries: training needs none of them
 
         context.print_main(write_training_page(args.results, run.history, records["validation"], run.layout))
 
@@ -272,8 +270,8 @@ def train_epoch(run: Run) -> None:
             norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
             sums = context.all_reduce(torch.stack([loss, torch.full_like(loss, run.interrupts.received or 0)]))
             loss, stop, norm = torch.cat([sums, norm.double().view(1)]).tolist()  # our one wait for a GPU
-            if stop and context.world_size > 1:
-                run.interrupts.stop_with_others()
+            if stop:
+                run.interrupts.check(others=True)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
                 raise UserError(

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
-from models import language_model
+from models import pretrained
 from qformer import QFormer, VideoCaptioner
 from runtime import cli, provenance
 from runtime.files import UserError
@@ -118,7 +118,7 @@ def flops(prepare: Callable[[], Callable[[], Any]]) -> int:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         sdpa_kernel(SDPBackend.MATH),
-        patch.object(language_model, "fingerprint", lambda _: ""),
+        patch.object(pretrained, "fingerprint", lambda *_: ""),
     ):
         run = prepare()
         with FlopCounterMode(display=False) as counter:

@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
             begun = time.perf_counter()
             found = run()
             seconds[name].append(time.perf_counter() - begun)
-            if getattr(found, "notes", None):
-                raise UserError(f"this would time something else: {found.notes[0]}")
+            if found and found.get("notes"):
+                raise UserError(f"this would time something else: {found['notes'][0]}")
     rows = [[name, measure.spread(values, 1)] for name, values in seconds.items()]
     rows += page_rows(predictions, records, args.runs)
     measure.report(__file__, f"Scoring {args.clips:,} predictions", ("what", "seconds"), rows)

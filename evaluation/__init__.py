@@ -1,1 +1,0 @@
-"""Captions of a split, their scores, and the page that shows them."""

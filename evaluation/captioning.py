@@ -1,10 +1,12 @@
 """Captions for a whole split from its cached features, shared by training's validation and by evaluation.
 
-Letters: B clips, N patch tokens a clip, D their width.
+Letters: B clips, N patch tokens a clip, D their width, T frames, S pixels.
 """
 
 import math
+import os
 import random
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +52,12 @@ class SplitReader:
                 values = function(part, dequantize_for(self.captioner, packed, self.folder))
                 found.update(zip((record["id"] for record in part), values, strict=True))
                 bar.update(len(part))
-        merged = {clip_id: value for part in self.context.gather(found) for clip_id, value in part.items()}
+        merged = ChainMap(*self.context.gather(found))
         return {record["id"]: merged[record["id"]] for record in self.records}
 
     def captions(self, max_new_tokens: int, num_beams: int = 1, sources: dict | None = None) -> dict[str, str]:
         """Captions by clip id; `sources` as in `each`."""
-        desc = "shuffled" if sources else "captions"
-        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), desc, sources)
+        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), "captions", sources)
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:
@@ -68,18 +69,15 @@ class SplitReader:
 
         self.captioner.eval()
         found = self.each(both, "validation")
-        loss = math.fsum(loss for loss, _ in found.values()) / len(found)
-        return loss, {clip_id: text for clip_id, (_, text) in found.items()}
+        losses, captions = zip(*found.values(), strict=True)
+        return math.fsum(losses) / len(losses), dict(zip(found, captions, strict=True))
 
 
 def dequantize_for(captioner: VideoCaptioner, packed: cache.Packed, folder: Path) -> Tensor:
     """Features (B, N, D) on the captioner's device. Raises: UserError where the Q-Former reads another width."""
-    width = captioner.qformer.config["visual_dim"]
-    if packed.values.shape[-1] != width:
-        raise UserError(
-            f"the features in {folder} are {packed.values.shape[-1]} wide, the Q-Former reads {width}; "
-            "this checkpoint belongs to another encoder's features"
-        )
+    given, read = packed.values.shape[-1], captioner.qformer.config["visual_dim"]
+    if given != read:
+        raise UserError(f"the features in {folder} are another encoder's: {given} wide, the Q-Former reads {read}")
     dtype = torch.bfloat16 if captioner.device.type == "cuda" else torch.float32
     return cache.dequantize(packed, captioner.device, dtype)
 
@@ -89,3 +87,21 @@ def shuffled(records: list[Record], seed: int) -> dict[str, str]:
     order = [record["id"] for record in records]
     random.Random(seed).shuffle(order)
     return dict(zip(order, order[1:] + order[:1], strict=True))
+
+
+def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: float, *settings: int) -> dict[str, str]:
+    """Captions by id of clips played backwards: who sees still frames only captions them as before.
+
+    Clips that cannot be decoded within `timeout` seconds each are left out; `settings` are those of `captions`.
+    """
+    from video.workers import Workers
+
+    captioner, context = reader.captioner, reader.context
+    mine = context.shard(list(videos.items()))
+    with Workers(max(1, (os.cpu_count() or 1) // context.world_size), timeout) as workers:
+        clips = workers.read_clips(mine, captioner.encoder.transform, captioner.encoder.frames)
+        # Frames are (T, 3, S, S): the last one comes first.
+        backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
+        captioned = captioner.caption_decoded(backwards, reader.batch_size, *settings)
+        found = ChainMap(*context.gather({clip.key: text for clip, text in captioned if text is not None}))
+    return {clip_id: found[clip_id] for clip_id in videos if clip_id in found}

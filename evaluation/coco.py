@@ -1,7 +1,7 @@
 """pycocoevalcap's two Java programs, the PTB tokenizer and METEOR, in a child process with a time limit.
 
 pycocoevalcap waits for Java without one, and a hung JVM would hold a run of hours. The child is this file again
-(`python -m evaluation.coco FUNCTION FOLDER`): its input comes as JSON on stdin, its answer goes as JSON to stdout.
+(`python -m evaluation.coco FUNCTION`): its input comes as JSON on stdin, its answer goes as JSON to stdout.
 """
 
 import contextlib
@@ -34,8 +34,7 @@ def tokenize(texts: list[list[str]], timeout: float) -> list[list[str]]:
 
 def meteor(predictions: list[str], references: list[list[str]], timeout: float) -> tuple[float, list[float]]:
     """METEOR 1.5 of tokenized captions: of all clips together, and of each. Raises: JavaError."""
-    plain = [[text.replace("|||", "") for text in texts] for texts in references]  # divides fields in its protocol
-    return tuple(_ask("meteor", [predictions, plain], timeout, len(plain) + sum(map(len, plain))))
+    return tuple(_ask("meteor", [predictions, references], timeout, len(predictions) + sum(map(len, references))))
 
 
 def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
@@ -46,12 +45,10 @@ def _ask(function: str, argument: list, timeout: float, captions: int) -> Any:
     if java in _unfit:
         raise JavaError("Java hung or failed before in this run")
     _unfit.add(java)  # until it has answered
-    command = [sys.executable, "-m", "evaluation.coco", function]
     env = {**os.environ, "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {OPTIONS}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     settings = {"env": env, "cwd": Path(__file__).parents[1], "start_new_session": True, **pipes}
-    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with scratch as folder, subprocess.Popen([*command, folder], **settings) as process:
+    with subprocess.Popen([sys.executable, "-m", "evaluation.coco", function], **settings) as process:
         try:
             answer, errors = process.communicate(json.dumps(argument).encode(), timeout + SECONDS_A_CAPTION * captions)
         except subprocess.TimeoutExpired:
@@ -76,32 +73,31 @@ def _end(process: subprocess.Popen) -> None:
 
 
 # From here on, what the child does.
-def _tokenize(texts: list[list[str]], folder: str) -> list[list[str]]:
+def _tokenize(*texts: list[str]) -> list[list[str]]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    # The tokenizer writes a file beside its jar, where it may not be allowed to: it gets a copy in a folder of ours.
-    shutil.copy(Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, folder)
-    ptbtokenizer.__file__ = str(Path(folder) / "ptbtokenizer.py")
-    found = []
-    for captions in texts:  # each in a file of its own, as pycocoevalcap has predictions and references
-        given = {0: [{"caption": text} for text in [KNOWN, *captions, KNOWN]]}
-        first, *lines, last = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
-        if (first, last) != (KNOWN, KNOWN):
-            raise ValueError(last)
-        found.append(lines)
+    found, jar = [], Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    with tempfile.TemporaryDirectory() as folder:
+        # The tokenizer writes a file beside itself, where it may not be allowed to: it gets a folder of ours.
+        ptbtokenizer.__file__, ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR = f"{folder}/ptbtokenizer.py", str(jar)
+        for captions in texts:  # each in a file of its own, as pycocoevalcap has predictions and references
+            given = {0: [{"caption": text} for text in [KNOWN, *captions, KNOWN]]}
+            first, *lines, last = ptbtokenizer.PTBTokenizer().tokenize(given)[0]
+            if (first, last) != (KNOWN, KNOWN):
+                raise ValueError(last)
+            found.append(lines)
     return found
 
 
-def _meteor(captions: list, _folder: str) -> tuple[float, list[float]]:
+def _meteor(predictions: list[str], references: list[list[str]]) -> tuple[float, list[float]]:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    predictions, references = captions
     return Meteor().compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(predictions)})
 
 
 if __name__ == "__main__":
     try:
-        answer = {"tokenize": _tokenize, "meteor": _meteor}[sys.argv[1]](json.load(sys.stdin), sys.argv[2])
+        answer = {"tokenize": _tokenize, "meteor": _meteor}[sys.argv[1]](*json.load(sys.stdin))
         print(json.dumps(answer, allow_nan=False))
     except (OSError, ValueError) as error:  # ValueError: other lines or words than the program should print
         reason = error if isinstance(error, OSError) else "it printed something other than tokens or scores"

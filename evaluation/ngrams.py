@@ -3,19 +3,17 @@
 Captions are PTB-tokenized; without Java a plain rule takes its place, METEOR is left out, and the scores say so.
 """
 
-import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.bootstrap import interval, resampled_sums
-from runtime.files import UserError
+from evaluation.bootstrap import MIDDLE, resampled_sums
 
 Captions = Mapping[str, str]  # by clip id
 References = Mapping[str, Sequence[str]]
@@ -28,71 +26,54 @@ TIMEOUT = 120.0  # seconds for Java; METEOR reads its tables for 7 s on a quiet 
 LINE_BREAKERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class NgramScores:
-    """Scores by name, as `ngram_scores` makes them."""
-
-    metrics: dict[str, float | None]  # METEOR is None without Java
-    per_clip: dict[str, dict[str, float]]  # by clip id
-    intervals: dict[str, list[float] | None]  # [low, high]; METEOR, which is no mean over clips, has none
-    tokenizer: str
-    notes: list[str]  # in words for the user: what was left out and why
-
-
 def ngram_scores(
     predictions: Captions, references: References, meteor: bool = True, timeout: float = TIMEOUT, seed: int = 0
-) -> NgramScores:
+) -> dict[str, Any]:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr of one caption a clip against its references, as COCOEvalCap has them.
 
     CIDEr's document frequencies are the references'. `timeout`: seconds that Java may take, beside 0.01 s a caption.
     Intervals: 95 % of bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
-    Raises: UserError where there are no clips, or a clip has no prediction or no reference.
+
+    Returns "tokenizer"; "notes" for the user, of what was left out and why; "metrics" by name, METEOR None without
+    Java; their "intervals" [low, high], None for METEOR, which is no mean of clips; "per_clip" scores by name and id.
     """
     from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
 
     captions, texts, tokenizer, notes = _tokenize(predictions, references, timeout)
-    ids, counts = list(references), _bleu_counts(captions, texts)
+    counts, cider = _bleu_counts(captions, texts), _cider(captions, texts)
     rouge = [float(Rouge().calc_score([one], many)) for one, many in zip(captions, texts, strict=True)]
-    cider_of_all, cider = _cider(captions, texts)
-    per_clip = {"ROUGE_L": dict(zip(ids, rouge, strict=True)), "CIDEr": dict(zip(ids, cider, strict=True))}
-    bleu = dict(zip(BLEU, _bleu(counts.sum(0)).tolist(), strict=True))
-    metrics = {**bleu, "METEOR": None, "ROUGE_L": float(np.mean(rouge)), "CIDEr": cider_of_all}
+    metrics = dict(zip(BLEU, _bleu(counts.sum(0)).tolist(), strict=True))
+    metrics |= {"METEOR": None, "ROUGE_L": float(np.mean(rouge)), "CIDEr": float(np.mean(cider))}
+    per_clip = {"ROUGE_L": rouge, "CIDEr": cider}
     if meteor and tokenizer == PTB:
         try:
-            metrics["METEOR"], scores = coco.meteor(captions, texts, timeout)
-            per_clip["METEOR"] = dict(zip(ids, scores, strict=True))
+            metrics["METEOR"], per_clip["METEOR"] = coco.meteor(captions, texts, timeout)
         except coco.JavaError as error:
             notes.append(f"{error}: METEOR is left out")
-    if len(ids) == 1:
-        notes.append("CIDEr weighs words by how few clips have them, so for one clip alone it is 0 by definition")
     sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed)  # the same resamples for all scores
-    resampled = dict(zip(BLEU, _bleu(sums[:, :10]).T, strict=True))
-    resampled |= {"ROUGE_L": sums[:, 10] / len(ids), "CIDEr": sums[:, 11] / len(ids)}
-    intervals = {name: interval(resampled[name]) if name in resampled else None for name in metrics}
-    return NgramScores(metrics, per_clip, intervals, tokenizer, notes)
+    resampled = np.column_stack([_bleu(sums[:, :10]), sums[:, 10:] / len(captions)])
+    intervals = dict(zip((*BLEU, "ROUGE_L", "CIDEr"), np.quantile(resampled, MIDDLE, axis=0).T.tolist(), strict=True))
+    return {
+        "tokenizer": tokenizer,
+        "notes": notes,
+        "metrics": metrics,
+        "intervals": {name: intervals.get(name) for name in metrics},
+        "per_clip": {name: dict(zip(references, scores, strict=True)) for name, scores in per_clip.items()},
+    }
 
 
 def cider(predictions: Captions, references: References) -> float:
-    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed once, on stderr."""
+    """CIDEr alone, for the score after each epoch. What is amiss with Java is printed on stderr."""
     captions, texts, _, notes = _tokenize(predictions, references, TIMEOUT)
     for note in notes:
-        _print_once(note)
-    return _cider(captions, texts)[0]
-
-
-@functools.cache
-def _print_once(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr, flush=True)
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return float(np.mean(_cider(captions, texts)))
 
 
 def _tokenize(predictions: Captions, references: References, timeout: float) -> tuple[list, list, str, list]:
     """Tokens joined by spaces, in the order of `references`: predictions, references, the tokenizer's name, notes."""
     from evaluation import coco
 
-    if not references:
-        raise UserError("no clips to score: the references are empty")
-    if lonely := [key for key in {**references, **predictions} if not references.get(key) or key not in predictions]:
-        raise UserError(f"{len(lonely)} clips have not both, a prediction and references, the first is {lonely[0]!r}")
     captions = [LINE_BREAKERS.sub(" ", predictions[key]) for key in references]
     texts = [LINE_BREAKERS.sub(" ", text) for many in references.values() for text in many]
     name, notes = PTB, []
@@ -109,26 +90,18 @@ def plain_tokens(caption: str) -> str:
     """Tokens near PTB's, without Java: lower case, contractions cut ("does n't"), punctuation dropped."""
     text = caption.lower().replace("’", "'")
     text = re.sub(r"\bcannot\b", "can not", text)
-    text = re.sub(r"(?<=\w)n't\b", " n't", text)
-    text = re.sub(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b", r" \1", text)
+    text = re.sub(r"(?<=\w)(?=n't\b|'(?:s|re|ve|ll|d|m)\b)", " ", text)
     return " ".join(re.findall(r"'(?:s|re|ve|ll|d|m)\b|n't\b|\w+(?:[-/.,:&]\w+)*|[^\w\s\"'`.?!,:;()\[\]{}-]", text))
 
 
-def _cider(captions: list[str], texts: list[list[str]]) -> tuple[float, list[float]]:
-    if not any(text.split() for many in texts for text in many):  # pycocoevalcap takes the maximum of no counts
-        return 0.0, [0.0] * len(captions)
-    score, scores = Cider().compute_score(dict(enumerate(texts)), {i: [one] for i, one in enumerate(captions)})
-    return float(score), [float(one) for one in scores]
+def _cider(captions: list[str], texts: list[list[str]]) -> list[float]:
+    return Cider().compute_score(dict(enumerate(texts)), {i: [one] for i, one in enumerate(captions)})[1].tolist()
 
 
 def _bleu_counts(captions: list[str], texts: list[list[str]]) -> np.ndarray:
     """What BLEU adds up over clips, (clips, 10): 4 counts of matched n-grams, 4 of n-grams said, both lengths."""
-    scorer, rows = BleuScorer(n=4), []
-    for one, many in zip(captions, texts, strict=True):
-        scorer += (one, many)
-        said = scorer.ctest[-1]
-        closest = min((abs(length - said["testlen"]), length) for length in said["reflen"])[1]
-        rows.append([*said["correct"], *said["guess"], said["testlen"], closest])
+    cooked = [cook_test(one, cook_refs(many), "closest") for one, many in zip(captions, texts, strict=True)]
+    rows = [[*said["correct"], *said["guess"], said["testlen"], said["reflen"]] for said in cooked]
     return np.array(rows, dtype=np.float64)
 
 

@@ -1,13 +1,12 @@
 """All scores of a split's captions together, as evaluation.json holds them and as the table shows them."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from dataset import Layout, Record, read_templates
-from evaluation import grounding, ngrams
-from evaluation.bootstrap import bootstrap
-from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores
+from evaluation import ngrams
+from evaluation.bootstrap import fractions
+from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores, template_key
 from runtime import files
 
 
@@ -28,12 +27,10 @@ class Scorer:
 
     def scores(self, predictions: dict[str, str], meteor: bool = True) -> dict[str, Any]:
         """The n-gram scores, SSv2's own, and each clip's: all of evaluation.json that comes from captions alone."""
-        found = self._ngram(predictions, meteor)
-        result = {"clips": len(predictions), "tokenizer": found.tokenizer, "notes": found.notes}
-        result |= {"metrics": found.metrics, "intervals": found.intervals}
-        clips = {}
+        result, clips = {"clips": len(predictions), **self._ngrams(predictions, meteor)}, {}
+        ciders = result.pop("per_clip")["CIDEr"]
         if self.reader is not None:
-            result["ssv2"] = ssv2_scores(predictions, self.records, self.reader, seed=self.seed)
+            result["ssv2"] = ssv2_scores(predictions, self.records, self.reader, self.seed)
             clips = result["ssv2"].pop("per_clip")
         result["predictions"] = [
             {
@@ -41,67 +38,60 @@ class Scorer:
                 "prediction": predictions[key],
                 "references": record["label"],
                 "template": record.get("template"),
-                "CIDEr": found.per_clip["CIDEr"][key],
+                "CIDEr": ciders[key],
                 "outcome": clips[key]["outcome"] if clips else None,
             }
             for key, record in self.records.items()
         ]
         return result
 
-    def _ngram(self, predictions: dict[str, str], meteor: bool) -> ngrams.NgramScores:
+    def _ngrams(self, predictions: dict[str, str], meteor: bool) -> dict[str, Any]:
         references = {clip_id: self.records[clip_id]["label"] for clip_id in predictions}
-        return ngrams.ngram_scores(predictions, references, meteor=meteor, timeout=self.timeout, seed=self.seed)
+        return ngrams.ngram_scores(predictions, references, meteor, self.timeout, self.seed)
 
-    def means(self, per_clip: dict[str, list[float]]) -> dict[str, Any]:
-        """The mean of each score's values, and in "intervals" its interval."""
-        means = {name: math.fsum(values) / len(values) for name, values in per_clip.items()}
-        return {**means, "intervals": {name: bootstrap(values, self.seed) for name, values in per_clip.items()}}
-
-    def grounding(self, captions: dict[str, dict[str, str] | None], pairs: dict[str, str]) -> dict[str, Any]:
+    def grounding(self, captions: dict[str, dict[str, str]], pairs: dict[str, str]) -> dict[str, Any]:
         """CIDEr of captions by their name, and of the "reversed" clips' whether they tell the opposite (in `pairs`)."""
-        flips = grounding.flips(captions["reversed"], self.records, pairs, self.reader) if self.reader else {}
-        found = self.means({"reversal_flips": list(flips.values())} if flips else {})
+        flips = []
+        for clip_id, caption in captions["reversed"].items() if self.reader else ():
+            opposite = pairs[template_key(self.records[clip_id]["template"])]
+            flips.append({"reversal_flips": (template_key(self.reader.read(caption).template) == opposite, 1)})
+        found = fractions(flips, self.seed) if flips else {"intervals": {}}
         for name, said in captions.items():
             if said:
-                ngram = self._ngram(said, meteor=False)
-                found[f"CIDEr_{name}"] = ngram.metrics["CIDEr"]
-                found["intervals"][f"CIDEr_{name}"] = ngram.intervals["CIDEr"]
+                scores = self._ngrams(said, meteor=False)
+                found[f"CIDEr_{name}"] = scores["metrics"]["CIDEr"]
+                found["intervals"][f"CIDEr_{name}"] = scores["intervals"]["CIDEr"]
         return found
 
 
-# Of the table's scores: section of evaluation.json, group, key, name. CIDEr stands again beside those it has to beat.
-NAMES = files.read_json(Path(__file__).with_name("table.json"), "the names of scores")
-OF_REVERSED = ("CIDEr_reversed", "CIDEr_forwards", "reversal_flips")
+# Of each score: section of evaluation.json, group, key, name, note. CIDEr stands again beside those it has to beat.
+TABLE = files.read_json(Path(__file__).with_name("table.json"), "the table of scores")
 
 
 def table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a score of evaluation.json: group, name, value, its 95 % interval (low, high; or None), note."""
-    overall = {**result["metrics"], "intervals": result["intervals"]}
-    few = f"of {result.get('grounding', {}).get('reversed_clips', 0):,} clips whose action has an opposite"
-    notes = dict.fromkeys(OF_REVERSED, few)
+    metrics = {**result["metrics"], "intervals": result["intervals"]}
     # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
-    if result["tokenizer"] != ngrams.PTB:
-        notes["Bleu_1"] = f"of {result['tokenizer']}"
-    if result["metrics"]["METEOR"] is None:
+    notes = {"Bleu_1": f"of {result['tokenizer']}"} if result["tokenizer"] != ngrams.PTB else {}
+    if metrics["METEOR"] is None:
         notes["METEOR"] = "; ".join(result["notes"]) or "left out"
     rows = []
-    for section, group, key, name in [*(("metrics", "n-gram", key, key) for key in result["metrics"]), *NAMES]:
-        scores = overall if key in overall else result.get(section, {})
+    for section, group, key, name, note in TABLE:
+        scores = metrics if key in metrics else result.get(section, {})
         if section in result and key in scores:
             low, high = scores["intervals"].get(key) or (None, None)
-            rows.append({"group": group, "name": name, "value": scores[key], "low": low, "high": high})
-            rows[-1]["note"] = notes.get(key)
+            row = {"group": group, "name": name, "value": scores[key], "low": low, "high": high}
+            rows.append({**row, "note": note.format(**scores) if note else notes.get(key)})
     return rows
 
 
-def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str, dict[str, str | None]]:
-    """Template and outcome, for a page's colours, of captions and their references; nothing without labels.json."""
+def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str, dict[str, Any]]:
+    """For a page's colours, `score_clip` of captions with their references; nothing without labels.json."""
     try:
         reader = TemplateReader(read_templates(data))
     except files.UserError:  # the captions are as good, and have no colour
         return {}
-    found = {}
-    for clip_id, (caption, references) in captions.items():
-        record = {"label": references, "template": reader.read(references[0]).template}
-        found[clip_id] = {"template": record["template"], "outcome": score_clip(caption, record, reader)["outcome"]}
-    return found
+    records = {
+        key: {"label": texts, "template": reader.read(texts[0]).template} for key, (_, texts) in captions.items()
+    }
+    return {key: score_clip(caption, records[key], reader) for key, (caption, _) in captions.items()}

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dataset import Record
-from evaluation.bootstrap import interval, resampled_sums
+from dataset import Layout, Record
+from evaluation.bootstrap import fractions
 from runtime import files
 
 WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
@@ -37,15 +35,28 @@ class Reading(NamedTuple):
     placeholders: list[str]
 
 
-def template_key(text: str) -> str:
+def template_key(text: str | None) -> str:
     """The words of a text for comparison: no case, punctuation or brackets, "doesn't" as one word "doesnt"."""
-    words = WORD.findall(unicodedata.normalize("NFKC", text))
+    words = WORD.findall(unicodedata.normalize("NFKC", text or ""))
     return re.sub("['’]", "", " ".join(words).casefold())
 
 
 def as_text(template: str) -> str:
     """The template as people read it: "Moving [something] up" -> "Moving something up"."""
     return template.replace("[", "").replace("]", "")
+
+
+def opposites(layout: Layout) -> dict[str, str]:
+    """Template keys by those of templates whose clips, played backwards, show them; both ways.
+
+    From labels/opposites.json where the data set has one (the sample does), else SSv2's, beside this file.
+    """
+    path = layout.labels_file("opposites.json") or Path(__file__).with_name("opposites.json")
+    pairs = files.read_json(path, "the opposite actions")
+    if not isinstance(pairs, dict) or not all(isinstance(other, str) for other in pairs.values()):
+        raise files.UserError(f"the opposite actions: {path} does not map templates to templates")
+    keys = {template_key(one): template_key(other) for one, other in pairs.items()}
+    return {**{other: one for one, other in keys.items()}, **keys}
 
 
 class _Template:
@@ -56,7 +67,7 @@ class _Template:
         holes = PLACEHOLDER if PLACEHOLDER.search(text) else BARE_PLACEHOLDER
         literals = [_literal(gap) for gap in holes.split(text.rstrip(" ,."))]
         self.own = sum(literal.count(" ") for literal in literals)  # words of its own; the comma is one
-        self.ends_in_words = literals[-1] != ""
+        self.ends_open = literals[-1] == ""  # in a placeholder
         self.counted = [template_key(name) == "number of" for name in holes.findall(text)]
         literals[-1] += "$"
         pattern = literals[0]
@@ -72,8 +83,7 @@ class _Template:
         numbers = [re.search(f"(?<![^ ]){NUMBER_WORD}", group) is not None for group, counted in groups if counted]
         number_rank = 0 if not numbers else -1 if all(numbers) else 1
         lengths = [group.count(" ") for group in fit.groups()]
-        exact, wanted = self.key == whole, self.key == expected
-        return not exact, -self.own, number_rank, not self.ends_in_words, lengths, not wanted, self.key
+        return self.key != whole, -self.own, number_rank, self.ends_open, lengths, self.key != expected, self.key
 
 
 def _literal(gap: str) -> str:
@@ -103,11 +113,6 @@ class TemplateReader:
             if (key := template_key(text)) and key not in self._known:
                 self._known[key] = _Template(text)
 
-    def known(self, template: str) -> str | None:
-        """This template as the reader has it, whatever brackets, case or punctuation it is given with."""
-        found = self._known.get(template_key(template))
-        return found.text if found else None
-
     def read(self, caption: str, expected: str | None = None) -> Reading:
         """The most specific template that fits `caption`, and its placeholders' texts, in order."""
         parts = WORD.split(unicodedata.normalize("NFKC", caption))  # gap, word, gap, word, ..., gap
@@ -116,7 +121,7 @@ class TemplateReader:
         fits = [(template, fit) for template in self._known.values() if (fit := template.fit(plain))]
         if not fits:
             return Reading(None, [])
-        whole, wanted = template_key(caption), template_key(expected or "")
+        whole, wanted = template_key(caption), template_key(expected)
         template, fit = min(fits, key=lambda one: one[0].rank(one[1], whole, wanted))
         # A word of a template ends in a space: counted, they lead back to the caption as it was written.
         places = [[plain.count(" ", 0, place) for place in fit.span(i + 1)] for i in range(len(template.counted))]
@@ -150,39 +155,39 @@ def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader:
     - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
       since some labels' texts fit another template better than their own;
     - no_template: captions that fit none of the templates;
-    - object_accuracy: of all placeholders of the references, those found in the prediction's placeholders, or
-      in the whole caption where no template fits (`objects_found`).
-    All are fractions; None where no clip has what they need. "intervals" holds 95 % bootstrap intervals of them,
-    "per_template" the same by template, "confused" the 20 most frequent [true, read template or None, count].
+    - object_accuracy: the clip's placeholders that are found in the caption's, or in all of it where no template fits.
+    All are `bootstrap.fractions`; "per_template" holds the same by template, "confused" the 20 most frequent
+    [true, read template or None, count].
     """
     per_clip = {key: score_clip(caption, records[key], reader) for key, caption in predictions.items()}
-    groups = defaultdict(list)
+    by_template = defaultdict(list)
     for clip in per_clip.values():
-        groups[clip["true_template"]].append(clip)
-    groups.pop(None, None)
-    wrong = [clip for clip in per_clip.values() if clip["outcome"] == "wrong"]
-    confused = Counter((clip["true_template"], clip["read_template"]) for clip in wrong)
-    pairs = sorted(confused.items(), key=lambda pair: (-pair[1], pair[0][0], pair[0][1] or ""))
+        by_template[clip["template"] or ""].append(clip["counts"])
+    wrong = [(clip["template"], clip["read"]) for clip in per_clip.values() if clip["outcome"] == "wrong"]
+    confused = Counter(sorted(wrong, key=lambda pair: (pair[0], pair[1] or "")))  # of equal counts, by the alphabet
     return {
-        **_fractions(list(per_clip.values()), seed),
-        "per_template": {true: _fractions(groups[true], seed) for true in sorted(groups)},
-        "confused": [[true, read, count] for (true, read), count in pairs[:20]],
+        "clips": len(per_clip),
+        **fractions([clip["counts"] for clip in per_clip.values()], seed),
+        "per_template": {
+            true: {"clips": len(some), **fractions(some, seed)} for true, some in sorted(by_template.items()) if true
+        },
+        "confused": [[true, read, count] for (true, read), count in confused.most_common(20)],
         "per_clip": per_clip,
     }
 
 
 def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str, Any]:
-    """One clip's true template and the one that was read, its outcome, and for each score (count, of how many)."""
-    true = reader.known(record.get("template") or "") or record.get("template") or None
+    """One clip's template and the one that was read, its outcome, and for each score (count, of how many)."""
+    true = record.get("template") or None
     # A text without words, such as "...", is compared as it is.
     said, *references = [template_key(text) or text.strip() for text in (caption, *record["label"])]
     exact = said in references
     reading = reader.read(caption, expected=true)
-    right = true is not None and (exact or reading.template == true)
+    right = true is not None and (exact or template_key(reading.template) == template_key(true))
     found, objects = objects_found(record.get("placeholders") or [], reading.placeholders or [caption])
     return {
-        "true_template": true,
-        "read_template": true if right else reading.template,
+        "template": true,
+        "read": true if right else reading.template,
         "outcome": "exact" if exact else "template" if right else "wrong" if true else None,
         "counts": {
             "exact_match": (exact, 1),
@@ -191,17 +196,3 @@ def score_clip(caption: str, record: Record, reader: TemplateReader) -> dict[str
             "object_accuracy": (objects if exact else found, objects),
         },
     }
-
-
-def _fractions(clips: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The scores of clips that `score_clip` has counted, and their intervals."""
-    table = np.array([list(clip["counts"].values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
-    sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
-    scores, intervals = {"clips": len(clips)}, {}
-    for i, name in enumerate(clips[0]["counts"]):
-        count, of = sums[i]
-        scores[name] = float(count / of) if of else None
-        counts, ofs = resampled[:, 2 * i : 2 * i + 2].T
-        usable = ofs > 0  # a resample may by chance hold no clip with objects
-        intervals[name] = interval(counts[usable] / ofs[usable]) if of else None
-    return {**scores, "intervals": intervals}

@@ -191,10 +191,8 @@ def is_cached(path: Path | str, config: CacheConfig) -> bool:
 def load(path: Path | str) -> Packed:
     """One clip's features, mmap'd; a published bare (1, N, D) comes back as (N, D).
 
-    Raises: UserError where the file is missing, damaged, of another kind, or holds NaN or Inf.
+    Raises: UserError where the file is damaged, of another kind, or holds NaN or Inf; OSError where it is gone.
     """
-    if not Path(path).exists():  # who asks for it has seen it in the folder
-        raise files.Vanished(f"features: there is no file {path} any more; preprocess that clip again")
     stored = files.load_tensors(path, "features", mmap=True)
     values, scales = (stored.get("values"), stored.get("scales")) if isinstance(stored, dict) else (stored, None)
     if isinstance(values, Tensor) and values.ndim == 3:

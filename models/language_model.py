@@ -31,54 +31,20 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
 
     Raises: UserError where there is no such model, or it cannot write behind embeddings.
     """
-    name = pretrained.check_name(pretrained.find(name), "--llm")
+    name, role = pretrained.locate(name, "--llm"), ("the language model", "--llm")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with pretrained.loading("the language model", name, "--llm"):
-        # A checkpoint names its language model: code that comes with a model is not run, nor is the user asked.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        settings = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
-        loaded = AutoModelForCausalLM.from_pretrained(name, **settings)
-    lm, report = loaded
+    tokenizer = pretrained.load(AutoTokenizer.from_pretrained, name, *role)
+    settings = {"dtype": dtype, "output_loading_info": True}
+    lm, report = pretrained.load(AutoModelForCausalLM.from_pretrained, name, *role, **settings)
     if missing := report["missing_keys"]:  # transformers makes them up at random
         raise UserError(f"the language model {name!r} lacks {len(missing)} of its weights; download it again")
     lm = lm.to(device).eval()
-    # Folders of instruct models ask for sampling and more, which generate() would take from here.
-    lm.generation_config = GenerationConfig(eos_token_id=getattr(lm.generation_config, "eos_token_id", None))
-    if reason := why_it_cannot_caption(lm):
-        raise UserError(f"the language model {name!r} cannot write captions ({reason}); choose another --llm")
-    return lm, tokenizer
-
-
-@torch.no_grad()
-def why_it_cannot_caption(lm: nn.Module) -> str | None:
-    """Try to write two tokens behind embeddings; None where the model can, as a decoder-only one should.
-
-    Two rows of four embeddings, of which only the last differs: a second or two for 1.5 B parameters on a CPU.
-    """
-    weight = lm.get_input_embeddings().weight
-    ramp = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    inputs = ramp.expand(2, 4, -1).clone()  # (2, 4, C)
-    inputs[1, -1] = ramp.flip(0)
-    mask = torch.ones_like(inputs[..., 0], dtype=torch.long)
-    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "prefix_allowed_tokens_fn": lambda *_: [0]}
-    # No token has the id len(weight): the first one written must not end the caption.
-    settings |= {"eos_token_id": len(weight), "output_logits": True, "return_dict_in_generate": True}
-    try:
-        written = lm.generate(inputs_embeds=inputs, attention_mask=mask, **settings).logits
-        read = lm(inputs_embeds=inputs).logits.float()  # (2, 4, V)
+    try:  # now, not after an epoch
+        generate(lm, lm.get_input_embeddings().weight[None, :2], eos_id(tokenizer, lm), max_new_tokens=2, num_beams=1)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError):  # each model has its own way
-        return f"{type(lm).__name__} does not generate from embeddings"
-    before, last = (read[0] - read[1]).abs().amax(dim=-1).tensor_split([3])
-    if last == 0 or torch.equal(*written[1]):
-        return f"{type(lm).__name__} writes the same whatever embeddings it is given"
-    if before.max() > 0.01 * last:
-        return f"{type(lm).__name__} is no decoder: it reads what follows a word as well as what precedes it"
-    return None
-
-
-def fingerprint(lm: nn.Module) -> str:
-    """A name for a language model's weights, the same in float32 on a CPU and in bfloat16 on a GPU."""
-    return pretrained.fingerprint(lm, torch.bfloat16)
+        reason = f"{type(lm).__name__} does not generate from embeddings"
+        raise UserError(f"the language model {name!r} cannot write captions ({reason}); choose another --llm") from None
+    return lm, tokenizer
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -104,26 +70,17 @@ def caption_ids(tokenizer: Any, prompt: str, caption: str, space: bool = True) -
 
 def bos_ids(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before every text by itself (Llama's BOS; nothing for Qwen2)."""
-    plain = tokenizer("a", add_special_tokens=False).input_ids
-    marked = tokenizer("a").input_ids
-    for start in range(len(marked)):
-        if marked[start : start + len(plain)] == plain:
-            return marked[:start]
-    return []
+    plain, marked = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+    return marked[: marked.index(plain[0])]
 
 
 def eos_id(tokenizer: Any, lm: nn.Module) -> int:
-    """The token that ends a caption: the tokenizer's EOS, or else the model's own.
-
-    Raises: ValueError where neither names one.
-    """
+    """The token that ends a caption: the tokenizer's EOS, or else the model's own. Raises: UserError without one."""
     for source in (tokenizer, lm.config, lm.generation_config):
         found = getattr(source, "eos_token_id", None)
-        if isinstance(found, list):
-            found = next(iter(found), None)
         if found is not None:
-            return found
-    raise ValueError("the language model has no EOS token: set eos_token in its tokenizer's configuration")
+            return found[0] if isinstance(found, list) else found
+    raise UserError("the language model has no EOS token: set eos_token in its tokenizer's configuration")
 
 
 def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +101,7 @@ def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor
 
 
 class _NoCache(DynamicCache):
-    """Keeps nothing. Without any cache transformers looks, in every pass, whether rows are packed: a GPU's host waits."""
+    """Keeps nothing. Without any, transformers asks the GPU in each pass whether rows are packed, and waits."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """The keys and values of this pass are all there are."""
@@ -158,14 +115,15 @@ def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: 
     """
     inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
     kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
-    arguments = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     if cache is None and set(getattr(lm.config, "layer_types", None) or ()) == {"full_attention"}:
-        arguments["past_key_values"] = _NoCache()
+        arguments = {"inputs_embeds": inputs, "use_cache": False, "past_key_values": _NoCache()}
+    else:
+        arguments = {"inputs_embeds": inputs, "use_cache": cache is not None, "past_key_values": cache}
     if "logits_to_keep" in inspect.signature(lm.forward).parameters:
         # Positions that are picked by index stand together in memory, so that the head is one matrix product.
-        logits = lm(inputs_embeds=inputs, logits_to_keep=kept, **arguments).logits
+        logits = lm(**arguments, logits_to_keep=kept).logits
     else:
-        logits = lm(inputs_embeds=inputs, **arguments).logits[:, kept]
+        logits = lm(**arguments).logits[:, kept]
     nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
@@ -180,13 +138,11 @@ def log_likelihood(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor) -
     cache = _key_value_cache(lm, prefix[:, :-1])
     cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) if cache else 0
     read_anew = prefix[:, -1:] if cache else prefix
-    lengths = (labels != IGNORED).sum(dim=1).tolist()
-    waiting = sorted(range(len(ids)), key=lengths.__getitem__, reverse=True)
+    size = max(1, SCORED_NUMBERS // (clips * vocabulary * labels.shape[1] + cached))
+    lengths = (labels != IGNORED).sum(dim=1)
     found = torch.empty(clips, len(ids), device=prefix.device)
-    while waiting:
-        longest = lengths[waiting[0]]
-        size = max(1, SCORED_NUMBERS // (clips * vocabulary * longest + cached))
-        block, waiting = waiting[:size], waiting[size:]
+    for block in lengths.argsort(stable=True).split(size):  # texts of like lengths
+        longest = int(lengths[block].max())
         rows = [x[block].repeat(clips, 1) for x in (ids[:, : longest - 1], labels[:, :longest])]
         copied = copy.deepcopy(cache)
         if copied:
@@ -208,9 +164,9 @@ def _key_value_cache(lm: nn.Module, inputs: Tensor) -> DynamicCache | None:
 
 def generate(lm: nn.Module, prefix: Tensor, eos_id: int, max_new_tokens: int, num_beams: int) -> list[list[int]]:
     """Token ids behind each prefix (B, P, C), without EOS: greedy, or beam search, never sampled."""
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False, eos_token_id=eos_id, pad_token_id=eos_id
-    )
+    settings = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False}
+    # What it is not told generate() takes from here, where folders of instruct models ask for sampling and more.
+    lm.generation_config = GenerationConfig(**settings, eos_token_id=eos_id, pad_token_id=eos_id)
     mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-    tokens = lm.generate(inputs_embeds=prefix, attention_mask=mask, generation_config=settings).tolist()
+    tokens = lm.generate(inputs_embeds=prefix, attention_mask=mask).tolist()
     return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens]

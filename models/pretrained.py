@@ -1,45 +1,35 @@
-"""What loading the two frozen models has in common: their names, quiet loading, errors in one line, fingerprints.
+"""What loading the two frozen models has in common: where they are, errors in one line, fingerprints of weights.
 
 transformers is imported where something is loaded: worker processes that only decode start without it.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from runtime.files import UserError
-from runtime.signals import Interrupted
 
 
-def find(name: str, near: Path | None = None) -> str:
-    """A local folder, as named or relative to the folder of the checkpoint `near`; the name itself where none is."""
-    folders = [Path(name).expanduser()]
-    if near is not None:
-        folders.append((near if near.is_dir() else near.parent) / folders[0])
-    return next((str(folder) for folder in folders if name and folder.is_dir()), name)
+def locate(name: str, flag: str) -> str:
+    """A local folder's absolute path, so that it is found again from any working directory; else the name, a hub's.
 
-
-def check_name(name: str, flag: str) -> str:
-    """The name itself. Raises: UserError where it can only be a local folder's, and there is none: no hub is asked."""
-    local = Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
-    if not Path(name).is_dir() and (local or "\\" in name or ":" in name or Path(name).exists()):
+    Raises: UserError where it can only be a local folder's, and there is none: no hub is asked.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.absolute())
+    local = folder.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
+    if local or "\\" in name or ":" in name or folder.exists():
         raise UserError(f"{name} does not load: there is no such folder; say with {flag} where the model is")
     return name
 
 
-def keep(name: str) -> str:
-    """A model's name as checkpoints hold it: a local folder is found again from any working directory."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name
-
-
-@contextlib.contextmanager
-def loading(what: str, name: str, flag: str) -> Iterator[None]:
-    """Within it `name` is loaded, quietly, and nothing of this project runs: whatever fails there is its damage.
+def load(from_pretrained: Callable[..., Any], name: str, what: str, flag: str, **settings: Any) -> Any:
+    """What `from_pretrained(name, **settings)` of transformers returns, without its bars and warnings.
 
     Raises: UserError where the folder, or the hub's model, is damaged or of another kind.
     """
@@ -51,8 +41,9 @@ def loading(what: str, name: str, flag: str) -> Iterator[None]:
     logging.set_verbosity_error()  # no tables of weights that are not wanted
     logging.disable_progress_bar()
     try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, Interrupted):
+        # A checkpoint names its models: code that comes with one is not run, nor is the user asked.
+        return from_pretrained(name, trust_remote_code=False, **settings)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and the hub raise whatever they meet
         reason = " ".join((str(error) or type(error).__name__).strip().splitlines()[:2])

@@ -5,6 +5,7 @@ Letters: B clips or windows, T frames, S pixels each way, N patch tokens a clip,
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,12 @@ class VideoCaptions:
 class CaptionsFiles:
     """The part of `VideoCaptioner` that reads videos; decoders and V-JEPA 2 are imported here, training needs none."""
 
-    _encoder: Any = None
-
-    @property
+    @cached_property
     def encoder(self) -> Any:
         """The frozen V-JEPA 2 that made the features this Q-Former was trained on; loaded when first asked for."""
-        if self._encoder is None:
-            from models.vjepa2 import VideoEncoder
+        from models.vjepa2 import VideoEncoder
 
-            self._encoder = VideoEncoder.from_config(self.config["features"], self.device)
-        return self._encoder
+        return VideoEncoder.from_config(self.config["features"], self.device)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
@@ -89,9 +86,8 @@ class CaptionsFiles:
         from video.workers import batches
 
         for batch in batches(decoded, batch_size):
-            frames = [clip.frames for clip in batch if clip.frames is not None]
-            features = self.encode(torch.stack(frames)) if frames else None
-            captions = iter(() if features is None else self.generate(features, max_new_tokens, num_beams))
+            clips = [clip.frames for clip in batch if clip.frames is not None]
+            captions = iter(self.generate(self.encode(torch.stack(clips)), max_new_tokens, num_beams) if clips else ())
             yield from [(clip, None if clip.frames is None else next(captions)) for clip in batch]
 
     def caption_files(
@@ -107,14 +103,8 @@ class CaptionsFiles:
         Seconds: `window`, `stride` (default: the window); without a window a file gets one caption. `settings` as
         `caption_decoded`.
         """
-        from video import windows
-
-        look = (self.encoder.transform, self.encoder.frames)
         paths = [(video, video.path) for video in videos if not video.error]
-        if window is None:
-            decoded = workers.read_clips(paths, *look)
-        else:
-            decoded = windows.read_windows(workers, paths, *look, window, window if stride is None else stride)
+        decoded = workers.read_clips(paths, self.encoder.transform, self.encoder.frames, window, stride)
         for part, caption in self.caption_decoded(decoded, **settings):
             part.key.add(part, caption)
             yield part.key
@@ -122,27 +112,21 @@ class CaptionsFiles:
     def caption(
         self,
         paths: str | Path | Sequence[str | Path],
-        batch_size: int = 8,
-        max_new_tokens: int = 50,
-        num_beams: int = 1,
         window: float | None = None,
         stride: float | None = None,
         workers: int = 0,
+        **settings: int,
     ) -> list[Any]:
-        """Caption video files, one or several, `batch_size` clips or windows at once.
+        """Caption video files, one or several, as a whole or in windows of `window` seconds, one each `stride` seconds.
 
-        With `window`, files are captioned in windows of so many seconds, one each `stride` seconds (default: the
-        window). `workers`: processes that decode; 0: this one.
-
-        Returns:
-            For each file its caption (with `window` its subtitles.Segments), or a workers.Failure with the reason.
+        `workers`: processes that decode; 0: this one. `settings`: batch_size, max_new_tokens, num_beams.
+        Returns each file's caption (with `window` its subtitles.Segments), or a container.VideoError, the reason.
         """
-        from video.workers import Failure, Workers
+        from video.workers import VideoError, Workers
 
         videos = [VideoCaptions(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        with Workers(workers, timeout=60.0) as pool:
+        with Workers(workers) as pool:
             for _ in self.caption_files(videos, pool, window, stride, **settings):
                 pass
         found = [video.prediction if window is None else video.segments for video in videos]
-        return [Failure(video.error) if video.error else it for video, it in zip(videos, found, strict=True)]
+        return [VideoError(video.error) if video.error else it for video, it in zip(videos, found, strict=True)]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from features.cache import CacheConfig, Grid
 from models import pretrained
-from runtime import files
 from runtime.files import UserError
 from video.reader import MEAN, STD, Transform
 
@@ -42,10 +41,10 @@ class VideoEncoder:
 
         Raises: UserError where it does not load, is no V-JEPA 2, or does not fit `frames` or the size.
         """
-        self.name, self.device, self.frames = pretrained.keep(str(name)), torch.device(device), frames
+        self.name, self.device = pretrained.locate(str(name), "--encoder"), torch.device(device)
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         model, described = _load(self.name, self.dtype, transform)
-        self.transform = transform or replace(described, crop=crop)
+        self.frames, self.transform = frames, transform or replace(described, crop=crop)
         pixels, patch, tubelet = self.transform.size, model.config.patch_size, model.config.tubelet_size
         if frames % tubelet:
             raise UserError(f"--frames {frames} is not a multiple of {tubelet}, this encoder's tubelet")
@@ -55,17 +54,19 @@ class VideoEncoder:
         self.tokens, self.dim = math.prod(self.grid), model.config.hidden_size
         self.model = model.encoder.to(self.device).eval().requires_grad_(False)
         self.weights = pretrained.fingerprint(self.model, torch.float16)  # the same on a GPU and on a CPU
-        self._batch = 0  # smaller batches are padded to this size
+        # Smaller batches are padded to this size. A compiled encoder knows one shape; and a clip's features are bitwise
+        # the same in any batch, although a CPU's rounding depends on a matrix product's number of rows.
+        self._batch = 0
         self._forward = self._normalize_and_encode
 
     @classmethod
-    def from_config(
-        cls, config: CacheConfig | Mapping[str, Any], device: torch.device | str = "cpu", name: str | Path | None = None
-    ) -> "VideoEncoder":
-        """The encoder that made a cache; `name` where it lies elsewhere by now. Raises: UserError where it differs."""
-        made = config if isinstance(config, CacheConfig) else CacheConfig.from_dict(config)
+    def from_config(cls, config: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> "VideoEncoder":
+        """The encoder that made a cache, whose config says so. Raises: UserError where it does not, or is another."""
+        if config is None:
+            raise UserError("the checkpoint does not say what made its features: train where features/config.json is")
+        made = CacheConfig.from_dict(config)
         transform = Transform(made.size, made.crop, made.mean, made.std)
-        encoder = cls(name or made.encoder, device, made.frames, transform=transform)
+        encoder = cls(made.encoder, device, made.frames, transform=transform)
         if encoder.dim != made.dim or (made.weights and made.weights != encoder.weights):
             raise UserError(f"the encoder {encoder.name} is not the one that made the features; give that --encoder")
         return encoder
@@ -95,55 +96,42 @@ class VideoEncoder:
     def prepare(self, batch: int | None) -> int:
         """Make ready for many batches of one size (None: chosen here), and return it; on a GPU, compile."""
         on_gpu = self.device.type == "cuda"
-        batch = batch or max(1, min(16, (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // self.tokens))
-        if not on_gpu:
-            # How a matrix product rounds depends on its number of rows, where they are few. Pad smaller batches to this
-            # size, so that a clip's features are bitwise the same in any batch, and in a run that was resumed.
-            self._batch = batch if self.tokens < 1024 else 0
-            return batch
-        eager, size = self._forward, self.transform.size
-        try:
-            self._forward = torch.compile(eager, dynamic=False)
-            self._batch = batch  # the compiled encoder knows one shape
-            self.encode(torch.zeros(batch, self.frames, 3, size, size, dtype=torch.uint8))
-        except (RuntimeError, OSError, ImportError, SubprocessError):  # no C compiler, say: slower, the same features
-            self._forward, self._batch = eager, 0
-        return batch
+        self._batch = batch or max(1, min(16, (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // self.tokens))
+        if on_gpu:
+            eager, size = self._forward, self.transform.size
+            try:
+                self._forward = torch.compile(eager, dynamic=False)
+                self.encode(torch.zeros(1, self.frames, 3, size, size, dtype=torch.uint8))
+            except (RuntimeError, OSError, ImportError, SubprocessError):  # no C compiler, say: the same, but slower
+                self._forward = eager
+        return self._batch
 
 
 def _load(name: str, dtype: torch.dtype, look: Transform | None) -> tuple[Any, Transform]:
     """The model for frames like `look`, and the transform that its files describe."""
     from transformers import AutoConfig, AutoModel
 
-    name = pretrained.check_name(pretrained.find(name), "--encoder")
-    with pretrained.loading("the encoder", name, "--encoder"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    role = ("the encoder", "--encoder")
+    config = pretrained.load(AutoConfig.from_pretrained, name, *role)
     if config.model_type != "vjepa2":
         raise UserError(f"the encoder {name!r} does not load: it is a {config.model_type}, not a V-JEPA 2")
-    look = look or _described_transform(name, config)
+    look = look or _described_transform(name, config.crop_size)
     config.crop_size = look.size  # what the rotary positions are counted by
     settings = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
-    with pretrained.loading("the encoder", name, "--encoder"):
-        loaded = AutoModel.from_pretrained(name, **settings)
-    model, report = loaded
+    model, report = pretrained.load(AutoModel.from_pretrained, name, *role, **settings)
     if missing := [key for key in report["missing_keys"] if key.startswith("encoder.")]:
         raise UserError(f"the encoder {name!r} does not load: it lacks {len(missing)} of its weights")
     return model, look
 
 
-def _described_transform(name: str, config: Any) -> Transform:
-    """Size, mean and std as the model's preprocessor file has them; the model's crop and ImageNet's else."""
-    from transformers.utils import cached_file
+def _described_transform(name: str, size: int) -> Transform:
+    """Size, mean and std as the model's preprocessor file has them, or else `size` and ImageNet's."""
+    from transformers.video_processing_utils import BaseVideoProcessor
 
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    described: dict[str, Any] = {}
     try:
-        for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
-            if path := cached_file(name, file, **optional):
-                described.update(files.read_json(path, "the encoder"))
-        crop = described.get("crop_size") or config.crop_size
-        size = int(crop["height"] if isinstance(crop, dict) else crop)
-        mean = tuple(map(float, described.get("image_mean") or MEAN))
-        return Transform(size, False, mean, tuple(map(float, described.get("image_std") or STD)))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"the encoder: the preprocessor's file in {name} is damaged; download it again") from None
+        described, _ = BaseVideoProcessor.get_video_processor_dict(name)
+    except OSError:  # there is no such file
+        described = {}
+    crop = described.get("crop_size", size)
+    size = crop["height"] if isinstance(crop, dict) else crop
+    return Transform(size, False, tuple(described.get("image_mean", MEAN)), tuple(described.get("image_std", STD)))

@@ -1,6 +1,7 @@
 """The command line: numbers that are checked where they are read, and mistakes that are told in one line."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import math
@@ -11,25 +12,19 @@ from typing import Any, NoReturn
 import torch
 
 from runtime.files import UserError, printable
-from runtime.signals import Interrupted
 
-# What to do about a disk's errors. Those that come in the middle of the work have spoiled nothing.
-_ADVICE = {
-    **dict.fromkeys(("EACCES", "EPERM", "EROFS"), "check its permissions, or name another place"),
-    **dict.fromkeys(("ENOTDIR", "EEXIST"), "a file is in the way: name another place"),
-    **dict.fromkeys(("ENOSPC", "EFBIG", "EDQUOT", "EIO"), "everything written before is still good"),
+_GOOD = "everything written before is still good"
+_ADVICE = {  # what to do about a disk's errors
+    **dict.fromkeys(("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"), "mend that, or name another place"),
+    **dict.fromkeys(("ENOSPC", "EFBIG", "EDQUOT", "EIO"), _GOOD),
+    "ENOENT": "it is gone since the run began: bring it back",
 }
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind the flags that have one: "(default: None)" says nothing."""
-
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False:
-            return action.help
-        if isinstance(action.default, list | tuple):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,10 +32,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **options: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **options)
-
-    def group(self, title: str) -> argparse._ArgumentGroup:
-        """Flags that belong together, under a title of their own in --help."""
-        return self.add_argument_group(title)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
         """Raises: UserError for a flag that is not there, with the one that is most like it."""
@@ -57,13 +48,10 @@ class Parser(argparse.ArgumentParser):
 
 def _number(kind: type, fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
     def number(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
+        with contextlib.suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
     return number
 
@@ -77,19 +65,16 @@ probability = _number(float, lambda value: 0 <= value < 1, "a number from 0 to b
 
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The flag --device, for `device`."""
-    where = "what computes: cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)"
-    parser.add_argument("--device", help=where)
+    parser.add_argument("--device", help="cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)")
 
 
 def device(name: str | None) -> torch.device:
     """The device that --device names. Raises: UserError where there is no such device."""
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = name or ("cuda" if cuda else "cpu")
-    kind, _, number = name.partition(":")
-    usable = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if kind not in usable or not (number or "0").isdecimal() or int(number or 0) >= usable[kind]:
-        cards = ", ".join(f"cuda:{i}" for i in range(cuda)) or "no cuda"
-        raise UserError(f"--device {name}: there is no such device here; there is cpu, and {cards}")
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    usable = ["cpu", *(["cuda", *cards] if cards else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    name = name or ("cuda" if cards else "cpu")
+    if name not in usable:
+        raise UserError(f"--device {name}: there is no such device here; there is {', '.join(usable)}")
     return torch.device(name)
 
 
@@ -100,9 +85,7 @@ def run(main: Callable[[], Any]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
-    except BrokenPipeError:
-        code = 1
-    except (UserError, Interrupted, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
         message, code = _explain(error)
         print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     sys.exit(code or 0)
@@ -112,15 +95,15 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     if isinstance(error, UserError):
         return str(error), error.code
-    if isinstance(error, KeyboardInterrupt | Interrupted):
-        return "interrupted", getattr(error, "code", 130)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", getattr(error, "code", 130)  # signals.Interrupted has one
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
         advice = _ADVICE.get(errno.errorcode.get(error.errno))
+        where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}" + (f"; {advice}" if advice else ""), 1
     on_gpu = isinstance(error, torch.OutOfMemoryError)
     # torch's error where the CPU's memory is not enough has no class of its own.
     if isinstance(error, RuntimeError) and not on_gpu and "can't allocate memory" not in str(error):
         raise error
     where = "the GPU's memory" if on_gpu else "memory"
-    return f"{where} is not enough; use smaller batches; everything written before is still good", 1
+    return f"{where} is not enough; use smaller batches; {_GOOD}", 1

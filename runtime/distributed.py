@@ -1,7 +1,4 @@
-"""One process or many: what `torchrun` started, and how its processes share work.
-
-Without torchrun there is one rank, and nothing here waits for anything.
-"""
+"""What `torchrun` started, and how its processes share work. Without it there is one rank, which waits for nothing."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -27,26 +24,16 @@ class DistributedContext:
     """This process among those that torchrun started: its rank, its device, and what all of them do together."""
 
     def __init__(self, device: str | None = None) -> None:
-        """Join the other processes. `device`: "cuda", "cpu" or "mps"; default: a GPU of its own where there is one.
-
-        Raises: UserError where there are more ranks than GPUs.
-        """
+        """Join the others. `device`: as --device. Raises: UserError where there are more ranks than GPUs."""
         self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.is_main = self.rank == 0  # it prints, saves and draws the bar
         self.device = cli.device(device)
         if self.device.type == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", self.device.index or 0))
-            if local >= (gpus := torch.cuda.device_count()):
-                raise UserError(f"there are more processes than GPUs: give torchrun --nproc-per-node {gpus}")
-            self.device = torch.device("cuda", local)
+            self.device = cli.device(f"cuda:{os.environ.get('LOCAL_RANK', self.device.index or 0)}")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=PATIENCE)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the rank that prints, saves and draws the bar."""
-        return self.rank == 0
 
     def print_main(self, text: str) -> None:
         """Print once, not once a rank."""
@@ -82,10 +69,7 @@ class DistributedContext:
     def check_equal(self, value: Any, what: str) -> None:
         """Make sure that all ranks have the same value. Raises: UserError, on all of them, where they have not."""
         if any(other != value for other in self.gather(value)):
-            raise UserError(
-                f"the processes do not have the same {what}: every machine needs the same --data and --checkpoint, "
-                "and nothing may be written there while they start"
-            )
+            raise UserError(f"the processes do not have the same {what}: give all the same --data and --checkpoint")
 
     def close(self) -> None:
         """Leave the group. A rank that fails does not call this: its connections break, and the others notice."""

@@ -1,12 +1,9 @@
-"""Files that appear whole or not at all, and text that a terminal and a page can show.
-
-Every file of this project is written beside its final name, flushed to the disk and renamed, so that a
-process killed at any moment leaves either the old file or the new one, never half of one.
-"""
+"""Files that appear whole or not at all, and text that a terminal and a page can show."""
 
 import contextlib
 import errno
 import glob
+import io
 import json
 import os
 import pickle
@@ -14,7 +11,6 @@ import re
 import shutil
 import struct
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +19,8 @@ from typing import Any, BinaryIO
 import torch
 
 # What torch.load raises on damaged bytes, found by damaging files at every place: it differs by where the damage is.
-_DAMAGED = (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, AssertionError, struct.error)
+_DAMAGED = (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, AssertionError)
+_DAMAGED += (struct.error, pickle.UnpicklingError)
 
 # Control characters, text-direction overrides and halves of surrogate pairs: they can hide or reverse what a
 # caption says. Joiners (U+200C, U+200D) stay: Persian and emoji need them.
@@ -34,12 +31,6 @@ class UserError(Exception):
     """A mistake that the user can mend: printed as one line (what, where, what to do)."""
 
     code = 2  # the exit code
-
-
-class Vanished(UserError):
-    """A file that was there when the run began, and is not now: nobody's mistake on the command line."""
-
-    code = 1
 
 
 def write_atomic(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
@@ -71,12 +62,10 @@ def check_writable(folder: Path | str) -> None:
     tempfile.TemporaryFile(dir=folder).close()
 
 
-def remove_unfinished(path: Path | str) -> None:
-    """Remove what processes that were killed had not finished of `path`; what grew in the last minute is let be."""
-    for beside in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - beside.stat().st_mtime > 60:
-                beside.unlink()
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed had not finished of `path`."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -84,9 +73,9 @@ def write_text(path: Path | str, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path | str, value: Any) -> None:
     """Write strict JSON (no NaN: it is not JSON), whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -106,51 +95,34 @@ def read_json(path: Path | str, what: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{what}: there is no file {path}") from None
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        reason = " ".join(str(error).split())
-        raise UserError(f"{what}: {path} is not valid JSON ({reason}); write or download it again") from None
+        raise UserError(f"{what}: {path} is not valid JSON ({error}); write or download it again") from None
 
 
 def save_tensors(path: Path | str, value: Any) -> None:
     """torch.save, whole or not at all."""
-
-    def write(file: BinaryIO) -> None:
-        try:
-            torch.save(value, file)
-        except RuntimeError as error:  # torch, as it closes its archive after the disk's own error
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-    write_atomic(path, write)
+    content = io.BytesIO()  # torch.save into a file on a full disk raises an error that names no file and no reason
+    torch.save(value, content)
+    write_atomic(path, lambda file: file.write(content.getbuffer()))
 
 
 def load_tensors(path: Path | str, what: str, mmap: bool = False) -> Any:
     """torch.load of tensors and plain values only: a pickle that would run code is refused.
 
     Tensors come to the CPU; `mmap` leaves their bytes in the page cache until they are used.
-    Raises: UserError where the file is missing, damaged, or holds anything else.
+    Raises: UserError where the file is damaged or holds anything else, OSError where it cannot be read.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError:
-        raise UserError(f"{what}: there is no file {path}") from None
-    except pickle.UnpicklingError:
-        reason = "holds more than tensors and plain values, or is damaged; it was refused and nothing in it was run"
-        raise UserError(f"{what}: {path} {reason}") from None
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: torch seeks before a short file
             raise
-        raise UserError(f"{what}: {path} is damaged or not a .pt file; make it again") from None
+        reason = "is damaged, or holds more than tensors and plain values (nothing in it was run); make it again"
+        raise UserError(f"{what}: {path} {reason}") from None
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: `shown`, and no tabs or returns to the start of the line."""
-    return re.sub("[\t\r]", " ", shown(text))
-
-
-def shown(text: str) -> str:
-    """Text as pages and GIFs show it: what could hide or reverse it becomes a visible replacement character."""
-    return _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    """Text for a terminal, a page or a GIF: what could hide or reverse it becomes a visible replacement character."""
+    return _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub("[\t\r]", " ", str(text)))
 
 
 def display_path(path: Path | str) -> str:
@@ -158,8 +130,3 @@ def display_path(path: Path | str) -> str:
     if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()):
         path = Path(path).relative_to(Path.cwd())
     return os.fsencode(path).decode(errors="replace")  # a name on a disk may hold bytes that are no UTF-8
-
-
-def text_of(path: Path | str) -> str:
-    """A path as text: names on a disk may hold bytes that are no UTF-8."""
-    return os.fsencode(path).decode(errors="replace")

@@ -5,7 +5,6 @@ python -m sample models --data data/sample      the two tiny models in sample/, 
 """
 
 import os
-import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -65,7 +64,7 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
 
 
 def _render_file(path: Path, clip: Clip) -> int:
-    write_video(path, render_clip(clip, frames=random.Random(f"length {clip.seed}").randint(30, 42)))
+    write_video(path, render_clip(clip, frames=clip.length))
     return path.stat().st_size
 
 
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         from sample import models  # here, since it takes seconds and the clips do not need it
 
         torch.set_num_threads(1)  # sums in another order would make other models
-        models.train_encoder(args.data, args.out / "vjepa2", args.seed)
+        print("probes of validation clips:", models.train_encoder(args.data, args.out / "vjepa2", args.seed))
         models.train_lm(args.data, args.out / "qwen2", args.seed)
 
 

@@ -1,4 +1,4 @@
-"""The sample's two frozen models, trained from scratch on its training split: a tiny V-JEPA 2 and a tiny Qwen2.
+"""The sample's two frozen models, trained from scratch: a tiny V-JEPA 2 on fresh clips, a tiny Qwen2 on captions.
 
 Their sizes are those of the config.json in vjepa2/ and qwen2/. (The initializer's range is wider than usual: at 0.02
 the rotary attention of two layers takes very long to leave the uniform.)
@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ import dataset
 from models.language_model import PROMPT
 from runtime import files
 from sample import world
-from video.reader import MEAN, STD, Transform, read_clip
+from video.reader import MEAN, STD, Transform, frame_indices, read_clip
 
 HERE = Path(__file__).parent
 FRAMES, PIXELS = 8, 64  # of a clip, as the encoder's config has them
@@ -40,11 +41,10 @@ class Answers(NamedTuple):
 
 
 NAMES = sorted(world.ACTIONS)
-REVERSED = torch.tensor([NAMES.index((world.OPPOSITES | world.FORWARDS).get(name, name)) for name in NAMES])
-MIRRORED = torch.tensor([int(REVERSED[i]) if name.startswith("Pushing") else i for i, name in enumerate(NAMES)])
 THINGS = {(colour, shape): (i, j) for i, colour in enumerate(world.COLOURS) for j, shape in enumerate(world.SHAPES)}
 KINDS = (len(world.COLOURS) + 1, len(world.SHAPES) + 1)
-CLIP_ANSWERS = (len(world.ACTIONS), *KINDS, *KINDS)
+CLIP_NAMES = ("action", "first colour", "first shape", "second colour", "second shape")
+CLIP_ANSWERS = dict(zip(CLIP_NAMES, (len(NAMES), *KINDS, *KINDS), strict=True))
 PATCH_ANSWERS = (*KINDS, 3)
 
 
@@ -59,17 +59,22 @@ class Questions(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, len(CLIP_ANSWERS), dim) * 0.02)
         self.attention = nn.MultiheadAttention(dim, 4, batch_first=True)
-        self.of_clip = nn.ModuleList(nn.Linear(dim, number) for number in CLIP_ANSWERS)
-        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *GRID))
+        self.of_clip = nn.ModuleList(nn.Linear(dim, number) for number in CLIP_ANSWERS.values())
+        self.of_patch = nn.ModuleList(nn.Linear(dim, number) for number in (*PATCH_ANSWERS, *GRID, len(NAMES)))
         self.where = nn.Linear(dim, 4)
         self.register_buffer("place", torch.cartesian_prod(*(torch.arange(number) for number in GRID)))  # (N, 3)
 
-    def forward(self, tokens: Tensor, answers: Answers) -> Tensor:
-        """The sum of all questions' losses, from patch tokens (B, N, D)."""
+    def read(self, tokens: Tensor) -> list[Tensor]:
+        """The clip's answers, five times (B, classes) logits, from patch tokens (B, N, D)."""
         queries = self.queries.expand(len(tokens), -1, -1)
         read = self.attention(queries, tokens, tokens, need_weights=False)[0]  # (B, 5, D)
-        asked = torch.cat([answers.what.flatten(1, 3), self.place.expand(len(tokens), -1, -1)], -1)  # (B, N, 6)
-        losses = [F.cross_entropy(head(read[:, i]), answers.clip[:, i]) for i, head in enumerate(self.of_clip)]
+        return [head(read[:, i]) for i, head in enumerate(self.of_clip)]
+
+    def forward(self, tokens: Tensor, answers: Answers) -> Tensor:
+        """The sum of all questions' losses, from patch tokens (B, N, D)."""
+        shown, action = answers.what.flatten(1, 3), answers.clip[:, None, :1]
+        asked = torch.cat([shown, *(x.expand(*shown.shape[:2], -1) for x in (self.place, action))], -1)  # (B, N, 7)
+        losses = [F.cross_entropy(logits, answers.clip[:, i]) for i, logits in enumerate(self.read(tokens))]
         losses += [F.cross_entropy(head(tokens).mT, asked[..., i]) for i, head in enumerate(self.of_patch)]
         seen = answers.what[..., -1] < 2  # where there is nothing, nothing is anywhere
         errors = F.smooth_l1_loss(self.where(tokens).view_as(answers.where), answers.where, reduction="none")
@@ -79,17 +84,17 @@ class Questions(nn.Module):
 def answers_of(clip: world.Clip) -> Answers:
     """What is asked of one clip, without the batch dimension."""
     answers = [NAMES.index(clip.template), *chain(*(THINGS[thing] for thing in clip.things))]
-    answers += [number - 1 for number in CLIP_ANSWERS[len(answers) :]]
+    answers += [number - 1 for number in list(CLIP_ANSWERS.values())[len(answers) :]]
     what = torch.tensor([number - 1 for number in PATCH_ANSWERS]).repeat(*GRID, 1)
     where = torch.zeros(*GRID, 4)
     side = GRID[1]
     patches = torch.stack(torch.meshgrid(2 * [torch.arange(side) + 0.5], indexing="xy"), -1)  # (S, S, 2) centres
     stretch = side * torch.tensor([world.HEIGHT / world.WIDTH, 1.0])  # from frame heights to patches
-    scenes = [world.scene(clip, frame / (FRAMES - 1)) for frame in range(FRAMES)]
+    scenes = [world.scene(clip, time) for time in sampled_times(clip)]
     for t, (first, second) in enumerate(zip(scenes[::2], scenes[1::2], strict=True)):  # a tubelet's two frames
         for (thing, *begin, radius), (_, *finish, _) in zip(first.things, second.things, strict=True):
-            start = side / 2 + torch.tensor(begin) * first.zoom * stretch
-            end = side / 2 + torch.tensor(finish) * second.zoom * stretch
+            both = (begin, first.zoom), (finish, second.zoom)
+            start, end = (side / 2 + torch.tensor(place) * zoom * stretch for place, zoom in both)
             middle = (start + end) / 2
             there = ((patches - middle).abs() < radius * first.zoom * stretch + 0.3).all(-1)
             what[t][there] = torch.tensor([*THINGS[thing], clip.things.index(thing)])
@@ -97,13 +102,35 @@ def answers_of(clip: world.Clip) -> Answers:
     return Answers(torch.tensor(answers), what, where)
 
 
-def read_clips(data: Path, split: str) -> tuple[Tensor, Answers]:
-    """A split's clips as preprocessing sees them, uint8 (B, F, 3, S, S), and what is known of them."""
+def sampled_times(clip: world.Clip) -> list[float]:
+    """When preprocessing looks at a clip, in [0, 1]."""
+    return [number / (clip.length - 1) for number in frame_indices(clip.length, FRAMES).tolist()]
+
+
+def choose_clips(data: Path, fresh: int = 0) -> dict[str, dict[str, world.Clip]]:
+    """The sample's splits, and about so many "fresh" clips that training could hold: nothing of the other splits."""
     settings = files.read_json(data / "sample.json", "the sample's settings")
-    chosen = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])[split]
-    paths = map(dataset.check_data(data).video, tqdm(chosen, f"reading {split}", unit="clip"))
-    pixels = torch.stack([read_clip(path, FRAMES, Transform(PIXELS, False))[0] for path in paths])
-    return pixels, Answers(*map(torch.stack, zip(*map(answers_of, chosen.values()), strict=True)))
+    splits = world.choose_clips({name: settings[name] for name in dataset.SPLITS}, settings["seed"])
+    held_out = {clip.seed for split in ("validation", "test") for clip in splits[split].values()}
+    more = world.choose_clips({"train": fresh}, settings["seed"])["train"]
+    return splits | {"fresh": {i: clip for i, clip in more.items() if clip.seed not in held_out}}
+
+
+def draw(clip: world.Clip) -> Tensor:
+    """What preprocessing would read from a clip's file, but for the codec's noise: uint8 (F, 3, S, S)."""
+    frames = world.render_clip(clip, frames=sampled_times(clip))
+    column = av.VideoFrame.from_ndarray(frames.reshape(-1, *frames.shape[2:]), format="rgb24")
+    frames = column.reformat(format="yuv420p").to_ndarray(format="rgb24").reshape(frames.shape)  # colours are halved
+    return Transform(PIXELS).apply(frames)
+
+
+def load_clips(clips: dict[str, world.Clip], data: Path | None = None) -> tuple[Tensor, Answers]:
+    """Clips drawn, or from their files in `data`, uint8 (B, F, 3, S, S), and what is known of them."""
+    pixels = torch.empty(len(clips), FRAMES, 3, PIXELS, PIXELS, dtype=torch.uint8)
+    for place, (clip_id, clip) in enumerate(tqdm(clips.items(), "clips", unit="clip")):
+        video = data and dataset.check_data(data).video(clip_id)
+        pixels[place] = read_clip(video, FRAMES, Transform(PIXELS))[0] if data else draw(clip)
+    return pixels, Answers(*map(torch.stack, zip(*map(answers_of, clips.values()), strict=True)))
 
 
 def normalize(clips: Tensor) -> Tensor:
@@ -112,45 +139,35 @@ def normalize(clips: Tensor) -> Tensor:
     return (clips.float() / 255 - mean) / std
 
 
-def vary(pixels: Tensor, answers: Answers, generator: torch.Generator) -> tuple[Tensor, Answers]:
-    """Mirror half of the clips, and play half of those backwards whose opposite has a name; the answers follow."""
-    pixels, (clip, what, where) = pixels.clone(), (answer.clone() for answer in answers)
-    mirror, backwards = (torch.rand(len(pixels), 2, generator=generator) < 0.5).unbind(1)
-    clip[mirror, 0] = MIRRORED[clip[mirror, 0]]
-    backwards &= REVERSED[clip[:, 0]] != clip[:, 0]
-    clip[backwards, 0] = REVERSED[clip[backwards, 0]]
-    for chosen, of_pixels, of_patches, signs in ((mirror, -1, -2, (-1, 1, -1, 1)), (backwards, 1, 1, (1, 1, -1, -1))):
-        pixels[chosen] = pixels[chosen].flip(of_pixels)
-        what[chosen] = what[chosen].flip(of_patches)
-        where[chosen] = where[chosen].flip(of_patches) * torch.tensor(signs)
-    return pixels, Answers(clip, what, where)
-
-
-def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 1200, batch: int = 32) -> None:
-    """Train the encoder on the training split, and save it as V-JEPA 2's own checkpoints are."""
+def train_encoder(data: Path, out: Path, seed: int = 0, steps: int = 6000, batch: int = 32, clips: int = 16000) -> dict:
+    """Train the encoder, and save it as V-JEPA 2's checkpoints are; returns what its questions read in validation."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    pixels, answers = read_clips(data, "train")
+    splits = choose_clips(data, clips)
+    pixels, answers = load_clips(splits["fresh"])
     model = VJEPA2Model(VJEPA2Config.from_pretrained(HERE / "vjepa2")).train()
     questions = Questions(model.config.hidden_size)
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(pixels), (batch,), generator=generator)
-        clips, asked = vary(pixels[chosen], Answers(*(answer[chosen] for answer in answers)), generator)
-        return questions(model.get_vision_features(normalize(clips)), asked)
+        chosen = torch.randint(len(pixels), (batch,))
+        noise = 1.5 * torch.randn(batch, *pixels.shape[1:])  # as large as what the codec adds, in 255ths
+        tokens = model.get_vision_features(normalize(pixels[chosen] + noise))
+        return questions(tokens, Answers(*(answer[chosen] for answer in answers)))
 
     fit([*model.encoder.parameters(), *questions.parameters()], loss, "encoder", steps, decay=0.05)
     model.eval().save_pretrained(out)
     files.copy(HERE / "vjepa2" / "preprocessor_config.json", out / "preprocessor_config.json")
+    asked, known = load_clips(splits["validation"], data)
+    with torch.no_grad():
+        logits = questions.read(model.get_vision_features(normalize(asked)))
+    right = torch.stack([one.argmax(-1) for one in logits], -1) == known.clip  # (B, 5)
+    return dict(zip(CLIP_ANSWERS, right.double().mean(0).round(decimals=3).tolist(), strict=True))
 
 
 def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str, steps: int, decay: float) -> None:
     """Minimize `loss_of()`, which draws a batch each time."""
-    rate = 2e-3
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
-    bar = tqdm(range(steps), name, unit="step")
-    for _ in bar:
+    optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.05)
+    for _ in (bar := tqdm(range(steps), name, unit="step")):
         loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
@@ -208,9 +225,9 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
     paraphrases = files.read_json(data / "ssv2_paraphrase.json", "the paraphrases")
     captions = {record["id"]: [record["label"], *paraphrases[record["id"]]] for record in records}
     texts = [f"{PROMPT} {caption} first second something" for some in captions.values() for caption in some]
-    usual = str(HERE / "qwen2" / "tokenizer.json")  # byte-level BPE, as Qwen2's: every text has tokens
-    untrained = PreTrainedTokenizerFast(tokenizer_file=usual, eos_token=EOS, pad_token=EOS)
-    tokenizer = untrained.train_new_from_iterator(texts, 450, show_progress=False)
+    # Byte-level BPE, as Qwen2's: every text has tokens.
+    usual = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "qwen2/tokenizer.json"), eos_token=EOS, pad_token=EOS)
+    tokenizer = usual.train_new_from_iterator(texts, 450, show_progress=False)
     model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(HERE / "qwen2", vocab_size=len(tokenizer))).train()
     prompt = [[token] for token in tokenizer(PROMPT).input_ids]
 
@@ -223,8 +240,7 @@ def train_lm(data: Path, out: Path, seed: int = 0, steps: int = 600, batch: int 
             places += before + [[token] for token in caption]
             lengths.append(len(before) + len(caption))
             labels.append(torch.tensor([-100] * len(before) + caption))
-        starts = torch.tensor([0, *map(len, places[:-1])]).cumsum(0)
-        tokens = torch.tensor(list(chain(*places)))
+        tokens, starts = torch.tensor(list(chain(*places))), torch.tensor([0, *map(len, places[:-1])]).cumsum(0)
         embedded = F.embedding_bag(tokens, model.get_input_embeddings().weight, starts, mode="sum")
         inputs = pad_sequence(embedded.split(lengths), batch_first=True)
         targets = pad_sequence(labels, batch_first=True, padding_value=-100)

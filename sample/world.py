@@ -52,6 +52,11 @@ class Clip:
         """The template with its objects: `Moving red ball up`."""
         return self.template.replace("[something]", "{}").format(*self.placeholders)
 
+    @property
+    def length(self) -> int:
+        """How many frames its file holds."""
+        return random.Random(f"length {self.seed}").randint(30, 42)
+
 
 def paraphrases(clip: Clip) -> list[str]:
     """Seven other ways to say a clip's caption, drawn by its seed."""
@@ -127,16 +132,17 @@ def _places(template: str, d: SimpleNamespace) -> tuple[Point, Point, Point]:
     return still, still, still
 
 
-def render_clip(clip: Clip, width: int = WIDTH, height: int = HEIGHT, frames: int = 36) -> np.ndarray:
-    """Draw one clip: uint8 (frames, height, width, 3)."""
+def render_clip(clip: Clip, width: int = WIDTH, height: int = HEIGHT, frames: int | list[float] = 36) -> np.ndarray:
+    """Draw one clip of so many frames, or only those of these times in [0, 1]: uint8 (frames, height, width, 3)."""
+    times = [index / max(frames - 1, 1) for index in range(frames)] if isinstance(frames, int) else frames
     rng = random.Random(f"room {clip.seed}")
     wall, skin = tuple(rng.choice(WORLD["walls"])), tuple(rng.choice(WORLD["skins"]))
     # Faint marks on the wall: without them a camera that comes closer would be a thing that grows.
     marks = [(rng.uniform(-1.1, 1.1), rng.uniform(-0.9, 0.9), rng.uniform(0.05, 0.12)) for _ in range(8)]
-    out = np.empty((frames, height, width, 3), np.uint8)
-    for index in range(frames):
+    out = np.empty((len(times), height, width, 3), np.uint8)
+    for index, time in enumerate(times):
         image = Image.new("RGB", (2 * width, 2 * height), wall)  # twice the size, then reduced: smooth edges
-        _draw_scene(ImageDraw.Draw(image), scene(clip, index / max(frames - 1, 1)), marks, wall, skin)
+        _draw_scene(ImageDraw.Draw(image), scene(clip, time), marks, wall, skin)
         out[index] = np.asarray(image.reduce(2))
     return out
 

@@ -1,10 +1,10 @@
 """Each benchmark runs in its small size and prints its table. What it measures is not asserted: machines differ."""
 
-import contextlib
+import multiprocessing
+import os
 import re
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ import torch
 
 import train
 from benchmarks import feature_cache, gpu, measure, preprocessing, scoring, time_to_score, train_step
-from models import pretrained
 from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
@@ -140,15 +139,8 @@ def test_both_sides_learn_the_same_from_the_same(trained, without_java):
 
 
 def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
-    lock, loading = threading.Lock(), pretrained.loading
-
-    @contextlib.contextmanager
-    def one_at_a_time(*arguments):  # transformers does not load two models at once in threads
-        with lock, loading(*arguments):
-            yield
-
-    monkeypatch.setattr(pretrained, "loading", one_at_a_time)
-    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(2))
+    forks = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")  # starting anew takes seconds
+    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda count, _: ProcessPoolExecutor(count, forks))
     words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
     time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
     (rows,) = tables(capsys)

@@ -45,8 +45,7 @@ def test_the_label_comes_first_then_its_paraphrases_each_once(data, capsys):
     validation = json.loads((data / "annotations" / "val_ready.json").read_text())
     assert [record["label"] for record in validation] == [["moving a ball up"]]
     said = capsys.readouterr().out
-    assert "1 (1 clips), 3 (1 clips)" in said and "left out: 1 clips without a caption, such as 3" in said
-    assert "paraphrases of 1 clips" in said
+    assert "train_ready.json: 2 clips, 4 captions; 1 clips have none" in said and "no paraphrases" not in said
 
 
 def test_the_test_split_is_read_out_of_its_answers(data):
@@ -70,3 +69,12 @@ def test_mistakes_are_named_and_nothing_is_written(data):
     with pytest.raises(UserError, match="the paraphrases"):
         prepare_annotations.main(["--data", str(data), "--paraphrases", str(data / "none")])
     assert not (data / "annotations").exists()
+
+
+def test_labels_without_any_caption_are_refused_and_replace_nothing(data):
+    prepare_annotations.main(["--data", str(data)])
+    before = (data / "annotations" / "val_ready.json").read_text()
+    (data / "labels" / "validation.json").write_text(json.dumps([{"id": "4"}]))  # as the test split's are
+    with pytest.raises(UserError, match="the validation labels hold no clip with a caption"):
+        prepare_annotations.main(["--data", str(data)])
+    assert (data / "annotations" / "val_ready.json").read_text() == before

@@ -100,7 +100,7 @@ def test_int8_and_pool_are_stored_as_asked_for(data, tiny):
     assert packed.values.shape == (8, 24)
     config = cache.read_config(data / "features")
     assert (config.dtype, config.pool, config.tokens, config.crop) == ("int8", 2, 8, True)
-    encoder = VideoEncoder.from_config(config)
+    encoder = VideoEncoder.from_config(config.to_dict())
     features = encoder.encode(read_clip(video(data, "va0"), 4, encoder.transform)[0][None])
     expected = cache.dequantize(cache.quantize(features, "int8", 2, encoder.grid))
     assert torch.allclose(cache.dequantize(packed), expected, atol=0.05)

@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 
 from models import language_model as language
 from qformer import QFormer, VideoCaptioner
+from runtime.files import UserError
 from tests import reference, tiny
 from tests.models import families
 
@@ -358,12 +359,12 @@ def test_an_eos_that_only_the_model_names_is_found():
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.eos_token = None
     lm = tiny.tiny_lm()
-    with pytest.raises(ValueError, match="no EOS"):
+    with pytest.raises(UserError, match="no EOS"):
         language.eos_id(tokenizer, lm)
     lm.config.eos_token_id = [7, 8]
     assert language.eos_id(tokenizer, lm) == 7
 
 
 def test_widths_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="64 wide, the language model's embeddings 32"):
+    with pytest.raises(UserError, match="64 wide, the language model's embeddings 32"):
         VideoCaptioner(tiny.tiny_lm(), tiny.tiny_tokenizer(), tiny.tiny_qformer(dim=64))

@@ -7,21 +7,17 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
-MAX_PIXELS = 8192 * 4352  # a frame of 8K; a damaged header can claim far more
 STILL = ("avif", "heic", "heix", "mif1")  # brands of pictures in MP4's format
-NO_TEXT = {*range(9), *range(14, 32), 127}  # bytes
-HEAD = 4096  # bytes of a WebM file: the header, and the tracks of nearly every one
-CODEC = re.compile(rb"\x86.(V_[A-Z0-9/]+)", re.DOTALL)
-SEGMENT, DURATION, TEN_BITS = b"\x18\x53\x80\x67", b"\x44\x89", b"\x55\xb2\x81\x0a"
-TURNED = re.compile(rb"\x76[\x73-\x75][\x84\x88]")  # a yaw, pitch or roll of 4 or 8 bytes; plain text holds none
-NO_MEMORY = "it needs more memory than decoding may use"
+SMALL = 16 << 20  # bytes of a file whose packets are kept, so that it is opened and read once
+HEAD = 4096  # bytes, in which a WebM file's segment begins
+SEGMENT = b"\x18\x53\x80\x67"  # its id (Matroska, RFC 9559)
 SEEK_EARLY = 3  # seconds: in some formats seeking lands too late
 EARLY = 1e-6  # seconds: i * stride is not always the number that is meant
 
@@ -71,31 +67,65 @@ class Index(NamedTuple):
         return f"cut off: {decoded} of {self.promised} frames could be decoded" if is_cut else None
 
 
+class Video(NamedTuple):
+    """A file with its index, and a small file's packets."""
+
+    path: Path | str
+    index: Index
+    packets: Sequence[Any] = ()
+    decoder: Any = None
+
+    def frames(self, first: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Stamps and frames in the order they are shown, from the last key frame at or before the stamp `first` on.
+
+        Where a decoder needs more of a run-up, so that `first` itself is missing, it is given the key frame before.
+        """
+        if self.packets:
+            self.decoder.flush_buffers()
+            yield from _frames(self.decoder, self.packets, self.index.stamped)
+            return
+        keys = self.index.keys[self.index.keys <= first][:0:-1][:2].tolist() if first is not None else []
+        for key in (*keys, None):
+            with _open(self.path) as (container, stream):
+                frames = _frames(stream.codec_context, _packets(container, stream, key), self.index.stamped)
+                stamp, frame = next(frames, (None, None))
+                if frame is not None and (key is None or stamp <= first):
+                    yield stamp, frame
+                    yield from frames
+                    return
+
+
+@contextlib.contextmanager
+def opened(path: Path | str) -> Iterator[Video]:
+    """A video, to be read in order. Raises: VideoError."""
+    with expected_errors(), _open(path) as (container, stream):
+        packets = _packets(container, stream)
+        kept = list(packets) if os.path.getsize(path) <= SMALL else []
+        yield Video(path, _index(path, container, stream, kept or packets), kept, stream.codec_context)
+
+
 def read_index(path: Path | str) -> Index:
     """The index of a video. Raises: VideoError."""
-    with expected_errors(), _open(path) as (container, stream):
-        packets = [(_stamp(p), p.is_keyframe, p.is_discard, p.is_corrupt) for p in _packets(container, stream)]
-        if len(packets) > 1 and packets[-1][-1]:  # the file ends within this one
-            packets.pop()
-        shown = [stamp for stamp, _, is_discard, _ in packets if not is_discard]
-        if not shown:
-            raise VideoError("it holds no frames")
-        stamped = None not in shown
-        stamps = np.sort(np.array(shown, np.int64)) if stamped else np.arange(len(shown))
-        keys = np.unique([stamp for stamp, is_key, *_ in packets if is_key and stamped]).astype(np.int64)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        zero = (container.start_time or 0) / 1e6
-        index = Index(stamps, keys, stamped, float(stream.time_base), zero, rate, _promised(path, container, stream))
+    with opened(path) as video:
+        return video.index
+
+
+def _index(path: Path | str, container: Any, stream: Any, packets: Iterable[Any]) -> Index:
+    told = [(_stamp(p), p.is_keyframe, p.is_discard, p.is_corrupt) for p in packets]
+    if len(told) > 1 and told[-1][-1]:  # the file ends within this one
+        told.pop()
+    shown = [stamp for stamp, _, is_discard, _ in told if not is_discard]
+    if not shown:
+        raise VideoError("it holds no frames")
+    stamped = None not in shown
+    stamps = np.sort(np.array(shown, np.int64)) if stamped else np.arange(len(shown))
+    keys = np.unique([stamp for stamp, is_key, *_ in told if is_key and stamped]).astype(np.int64)
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    zero = (container.start_time or 0) / 1e6
+    index = Index(stamps, keys, stamped, float(stream.time_base), zero, rate, _promised(path, container, stream))
     if index.frame > 3600:
         raise VideoError("its frames have impossible times")
     return index
-
-
-def read_duration(path: Path | str) -> float:
-    """Seconds as the header says, without reading on; where it does not, of all packets. Raises: VideoError."""
-    with expected_errors(), _open(path) as (container, _):
-        told = container.duration
-    return told / 1e6 if told else read_index(path).end
 
 
 @contextlib.contextmanager
@@ -104,43 +134,38 @@ def expected_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise VideoError(NO_MEMORY) from None
-    except av.FFmpegError as error:
+        raise VideoError("it needs more memory than decoding may use") from None
+    except (av.FFmpegError, OSError) as error:
         raise VideoError(f"it does not open as a video ({error.strerror})") from None
-    except OSError as error:
-        raise VideoError(f"the file cannot be read ({error.strerror})") from None
 
 
 @contextlib.contextmanager
 def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
     """A container, and the one of its video streams that FFmpeg takes."""
     _check_file(path)
-    name = os.path.abspath(os.fsdecode(path))
-    with contextlib.ExitStack() as stack:
-        source: Any = f"file:{name}"  # or a colon in the name would make it a protocol
-        if re.search("[\ud800-\udfff]", name):  # bytes that are no UTF-8, which PyAV does not take
-            source = stack.enter_context(open(os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb"))
-        try:
-            container = stack.enter_context(av.open(source))
-        except av.FFmpegError as error:
-            if isinstance(error, MemoryError) or set(_head(path)[:512]) & NO_TEXT:
-                raise
-            raise VideoError("it is a text file, not a video") from None
+    try:  # "file:", or a colon in the name would make it a protocol
+        container = av.open(f"file:{os.path.abspath(os.fsdecode(path))}")
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError) or b"\0" in _head(path):
+            raise
+        raise VideoError("it is a text file, not a video") from None
+    with container:
         stream = _choose_stream(container)
         stream.codec_context.thread_count = 1  # processes run side by side
         yield container, stream
 
 
+def missing(path: Path | str) -> str:
+    """Why there is no file of this name."""
+    is_url = re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path))  # made absolute, it may be, too
+    return "it is a URL: download the video and name the file" if is_url else "there is no such file"
+
+
 def _check_file(path: Path | str) -> None:
-    """Raises: VideoError for what is no file that could hold a video."""
     if not os.path.exists(path):
-        if re.search(r"(^|[/\\])[a-zA-Z][\w+.-]+:[/\\]", os.fsdecode(path)):  # made absolute, it may be, too
-            raise VideoError("it is a URL: download the file, and name that")
-        raise VideoError("there is no such file")
-    if os.path.isdir(path):
-        raise VideoError("it is a folder, not a file: name the videos in it")
+        raise VideoError(missing(path))
     if not os.path.isfile(path):
-        raise VideoError("it is not a file")
+        raise VideoError("it is a folder or a device, not a file")
     if not os.path.getsize(path):
         raise VideoError("the file is empty")
 
@@ -148,42 +173,19 @@ def _check_file(path: Path | str) -> None:
 def _choose_stream(container: Any) -> Any:
     """As the ffmpeg command: the most pixels, with a bonus for the default one. A cover picture is no video."""
     kind, flags = container.format.name, av.stream.Disposition
-    if kind == "tty":
-        raise VideoError("it is a text file, not a video")
-    if kind == "image2" or kind.endswith("_pipe") or container.metadata.get("major_brand") in STILL:
-        raise VideoError("it is a picture, not a video: name a video, or an animated GIF")
+    if kind in ("image2", "tty") or kind.endswith("_pipe") or container.metadata.get("major_brand") in STILL:
+        raise VideoError("it is a picture or a text, not a video: name a video, or an animated GIF")
     streams = [s for s in container.streams.video if s.codec_context and not s.disposition & flags.attached_pic]
     if not streams:
-        held = sorted({stream.type for stream in container.streams} - {"data", "attachment", "video"})
-        raise VideoError(f"it holds no video stream{f', only {held[0]}' if held else ''}")
-
-    def score(stream: Any) -> tuple[int, int]:
-        return stream.width * stream.height + 5_000_000 * bool(stream.disposition & flags.default), stream.frames
-
-    return max(streams, key=score)
+        raise VideoError("it holds no video stream")
+    return max(streams, key=lambda s: (s.width * s.height + 5_000_000 * bool(s.disposition & flags.default), s.frames))
 
 
-def decoded(path: Path | str, index: Index, first: int | None = None) -> Iterator[tuple[int, Any]]:
-    """Stamps and frames in the order they are shown, from the last key frame at or before the stamp `first` on.
-
-    Where a decoder needs more of a run-up, so that `first` itself is missing, it is given the key frame before.
-    """
-    keys = index.keys[index.keys <= first][:0:-1][:2].tolist() if first is not None else []
-    for key in (*keys, None):
-        with _open(path) as (container, stream):
-            frames = _frames(stream, _packets(container, stream, key), index.stamped)
-            stamp, frame = next(frames, (None, None))
-            if frame is not None and (key is None or stamp <= first):
-                yield stamp, frame
-                yield from frames
-                return
-
-
-def _frames(stream: Any, packets: Iterator[Any], stamped: bool) -> Iterator[tuple[int, Any]]:
+def _frames(decoder: Any, packets: Iterable[Any], stamped: bool) -> Iterator[tuple[int, Any]]:
     number = 0
     for packet in itertools.chain(packets, [None]):  # None: the decoder gives what it kept back
         try:
-            frames = stream.codec_context.decode(packet)
+            frames = decoder.decode(packet)
         except av.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
@@ -215,11 +217,8 @@ def _packets(container: Any, stream: Any, key: int | None = None) -> Iterator[An
 def rgb(frame: Any, size: tuple[int, int], reformatter: Any) -> np.ndarray:
     """A frame as it is shown: turned, and in the `size` (width, height) of the first one. (H, W, 3)
 
-    `reformatter`: one av.video.reformatter.VideoReformatter for all frames of a file; setting one up takes as long as
-    the work itself.
+    `reformatter`: PyAV's, one for all frames of a file: setting one up takes as long as the work itself.
     """
-    if frame.width * frame.height > MAX_PIXELS:
-        raise VideoError(f"a frame of {frame.width}x{frame.height} is too large")
     pixels = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
     return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
@@ -235,33 +234,13 @@ def _promised(path: Path | str, container: Any, stream: Any) -> int | None:
     return round(container.duration / 1e6 * stream.average_rate) if told else None
 
 
-# ---- what the first bytes of a WebM file (EBML, RFC 8794, and Matroska, RFC 9559) tell, in microseconds ----
-
-
-def is_plain_webm(path: Path | str) -> bool:
-    """Whether a file is a whole WebM of known length with one video track, VP9 of 8 bits, that is not turned.
-
-    Something-Something V2's clips are; decord 0.6.0 decodes these exactly. Everything else is PyAV's.
-    Raises: VideoError where there is no such file.
-    """
-    _check_file(path)
-    head = _head(path)
-    if b"webm" not in head[:64] or CODEC.findall(head) != [b"V_VP9"] or DURATION not in head:
-        return False
-    return 0 < _segment_end(head) <= os.path.getsize(path) and not TURNED.search(head) and TEN_BITS not in head
-
-
 def _head(path: Path | str) -> bytes:
     with open(path, "rb") as file:
         return file.read(HEAD)
 
 
 def _segment_end(head: bytes) -> int:
-    """Where the file's one segment ends, in bytes; 0 where it does not say (a live stream) or is no Matroska."""
-    at = head.find(SEGMENT) + len(SEGMENT)
-    if SEGMENT not in head or at == len(head):
-        return 0
-    length = 9 - head[at].bit_length()
-    unknown = (1 << 7 * length) - 1
-    size = int.from_bytes(head[at : at + length], "big") & unknown
-    return 0 if size == unknown else at + length + size
+    """Where a WebM file's one segment ends, in bytes: its id is followed by its length, as EBML (RFC 8794) has it."""
+    _, _, rest = head.partition(SEGMENT)
+    length = 9 - rest[0].bit_length() if rest else 0
+    return len(head) - len(rest) + length + (int.from_bytes(rest[:length], "big") & (1 << 7 * length) - 1)

@@ -1,15 +1,11 @@
 """Any video file to the frames that a player shows: sampled uniformly and resized to squares for the encoder.
 
-Whole clips of VP9 in WebM, Something-Something V2's own kind, are decoded by decord; everything else, and every
-window, by PyAV.
-
 Letters: T frames, H and W pixels as shown, S pixels as the encoder sees them, N frames of a file.
 """
 
 import contextlib
-import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +17,9 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from video import container
-from video.container import MAX_PIXELS, Index, VideoError, read_index
+from video.container import Video, VideoError, read_index
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as V-JEPA 2 was trained with
-MAX_STRETCH = 32  # longest edge / shortest edge, with --crop: the resized frame grows with it
 RESIZED_AT_ONCE = 4  # frames: one by one takes longer, all at once more memory
 
 
@@ -52,16 +47,11 @@ class Transform:
     std: tuple[float, float, float] = STD
 
     def apply(self, frames: np.ndarray | Tensor) -> Tensor:
-        """uint8 (T, H, W, 3) to uint8 (T, 3, S, S). Antialiased bilinear on uint8, 13 times faster than on floats.
-
-        Raises: VideoError for frames too long and thin to crop.
-        """
+        """uint8 (T, H, W, 3) to uint8 (T, 3, S, S). Antialiased bilinear on uint8, 13 times faster than on floats."""
         frames = torch.as_tensor(frames).permute(0, 3, 1, 2)  # (T, 3, H, W), in channels-last memory as decoded
         if not self.crop:
             return _resize(frames, self.size, self.size)
         height, width = frames.shape[-2:]
-        if max(height, width) > MAX_STRETCH * min(height, width):
-            raise VideoError(f"a frame of {width}x{height} is too long and thin to crop")
         edge, short = int(self.size * 256 / 224), min(height, width)
         frames = _resize(frames, edge * height // short, edge * width // short)
         top, left = ((length - self.size) // 2 for length in frames.shape[-2:])
@@ -91,9 +81,6 @@ def choose_frames(times: np.ndarray, spans: Sequence[tuple[float, float]], count
     return chosen
 
 
-# ---- whole clips, windows, and what a file holds ----
-
-
 def read_frames(path: Path | str, count: int, start: float | None = None, end: float | None = None) -> np.ndarray:
     """`count` frames of a video, or of its span [start, end) in seconds: uint8 RGB (count, H, W, 3), as FFmpeg's.
 
@@ -102,7 +89,7 @@ def read_frames(path: Path | str, count: int, start: float | None = None, end: f
     if start is None and end is None:
         return read_clip(path, count, None)[0].numpy()
     span = (start or 0.0, np.inf if end is None else end)
-    (frames,), _ = read_spans(path, read_index(path), [span], count, None)
+    (frames,), _ = read_spans(Video(path, read_index(path)), [span], count, None)
     if frames is None:
         raise VideoError("no frame of this part could be decoded")
     return frames.numpy()
@@ -111,16 +98,12 @@ def read_frames(path: Path | str, count: int, start: float | None = None, end: f
 def read_clip(path: Path | str, count: int, transform: Transform | None) -> tuple[Tensor, str | None]:
     """`count` frames sampled over a whole video, by their numbers, transformed: uint8 (count, 3, S, S), and a warning.
 
-    Without a transform (count, H, W, 3). The warning tells that the file is cut off, or is None. What decord refuses,
-    PyAV reads. Raises: VideoError.
+    Without a transform (count, H, W, 3). The warning tells that the file is cut off, or is None. Raises: VideoError.
     """
-    with container.expected_errors():
-        frames = _read_by_decord(path, count, transform) if container.is_plain_webm(path) else None
-    if frames is not None:
-        return frames, None
-    index = read_index(path)
-    numbered = index._replace(stamps=np.arange(len(index.stamps)), keys=index.keys[:0], stamped=False)
-    (frames,), decoded = read_spans(path, numbered, [(-np.inf, np.inf)], count, transform)
+    with container.opened(path) as video:
+        index = video.index
+        numbered = index._replace(stamps=np.arange(len(index.stamps)), keys=index.keys[:0], stamped=False)
+        (frames,), decoded = read_spans(video._replace(index=numbered), [(-np.inf, np.inf)], count, transform)
     if frames is None:
         raise VideoError("none of its frames can be decoded")
     return frames, index.warning(decoded)
@@ -128,18 +111,18 @@ def read_clip(path: Path | str, count: int, transform: Transform | None) -> tupl
 
 def probe(path: Path | str) -> VideoInfo:
     """A video's length and size as it is shown, from its index and its first frame. Raises: VideoError."""
-    index = read_index(path)
-    with container.expected_errors(), contextlib.closing(container.decoded(path, index)) as decoded:
-        stamp, frame = next(decoded, (None, None))
+    with container.opened(path) as video, contextlib.closing(video.frames()) as shown:
+        stamp, frame = next(shown, (None, None))
         if frame is None:
             raise VideoError("none of its frames can be decoded")
         height, width, _ = container.rgb(frame, (frame.width, frame.height), VideoReformatter()).shape
+        index = video.index
     frames = int((index.stamps >= stamp).sum())  # packets before the first frame that decodes are not shown
     return VideoInfo(frames, 1 / index.frame, index.end, width, height)
 
 
 def read_spans(
-    path: Path | str, index: Index, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
+    video: Video, spans: Sequence[tuple[float, float]], count: int, transform: Transform | None
 ) -> tuple[list[Tensor | None], int]:
     """`count` frames of each ascending span [start, end) in seconds, and how many frames were decoded on the way.
 
@@ -147,11 +130,11 @@ def read_spans(
     index is wrong (packets that do not decode, or hold several frames), it is all done once more with the frames that
     there are. Raises: VideoError.
     """
-    stamps, after = index.stamps, spans[-1][1]
+    index, stamps, after = video.index, video.index.stamps, spans[-1][1]
     for _ in range(3):
         chosen = [stamps[indices] for indices in choose_frames(index.seconds(stamps), spans, count)]
         wanted = np.unique(np.concatenate(chosen))
-        store, seen = _decode(path, index, wanted, after, transform)
+        store, seen = _decode(video, wanted, after, transform)
         if not len(seen):
             return [None] * len(spans), 0
         if np.array_equal(seen[seen >= wanted[0]], stamps[(stamps >= wanted[0]) & index.before(stamps, after)]):
@@ -162,69 +145,37 @@ def read_spans(
     found: list[Tensor | None] = []
     for span, frames in zip(spans, chosen, strict=True):
         told, left = (index.before(each, span[1]) & ~index.before(each, span[0]) for each in (index.stamps, seen))
-        found.append(None if told.any() and not left.any() else _stack(store, frames))
+        is_lost = told.any() and not left.any()
+        found.append(None if is_lost else torch.stack([store[stamp] for stamp in frames.tolist()]))
     return found, len(seen)
 
 
 def _decode(
-    path: Path | str, index: Index, wanted: np.ndarray, after: float, transform: Transform | None
+    video: Video, wanted: np.ndarray, after: float, transform: Transform | None
 ) -> tuple[dict[int, Tensor], np.ndarray]:
     """The frames of stamps `wanted`, and the stamps of all frames decoded on the way, before `after` seconds."""
-    seen, found = [], set(wanted.tolist())
+    seen, store, part, chosen = [], {}, {}, set(wanted.tolist())
+    size, reformatter = None, VideoReformatter()
 
-    def pictures() -> Iterator[tuple[int, np.ndarray]]:
-        size, reformatter = None, VideoReformatter()
+    def transformed(part: dict[int, Any]) -> dict[int, Tensor]:
+        pixels = torch.from_numpy(np.stack([container.rgb(frame, size, reformatter) for frame in part.values()]))
+        return dict(zip(part, transform.apply(pixels) if transform else pixels, strict=True))
+
+    with (
+        container.expected_errors(),
+        contextlib.closing(video.frames(wanted[0])) as frames,
+        ThreadPoolExecutor(1) as beside,  # a clip is decoded and transformed at once
+    ):
+        begun = beside.submit(dict)
         for stamp, frame in frames:
-            if stamp > wanted[-1] and not index.before(stamp, after):
-                return
+            if stamp > wanted[-1] and not video.index.before(stamp, after):
+                break
             seen.append(stamp)
             size = size or (frame.width, frame.height)
-            if stamp in found:
-                yield stamp, container.rgb(frame, size, reformatter)
-
-    with container.expected_errors(), contextlib.closing(container.decoded(path, index, wanted[0])) as frames:
-        store = _transformed(pictures(), transform)
+            if stamp in chosen:
+                part[stamp] = frame
+            if len(part) == RESIZED_AT_ONCE:
+                store |= begun.result()  # no more than two parts are in memory
+                begun, part = beside.submit(transformed, part), {}
+        store |= begun.result() | (transformed(part) if part else {})
     return store, np.sort(np.array(seen, dtype=np.int64))
-
-
-def _transformed(pictures: Iterable[tuple[int, np.ndarray]], transform: Transform | None) -> dict[int, Tensor]:
-    """Frames (H, W, 3) by their stamps, transformed."""
-    pictures, store = iter(pictures), {}
-    while part := dict(itertools.islice(pictures, RESIZED_AT_ONCE)):
-        frames = torch.from_numpy(np.stack(list(part.values())))  # (T, H, W, 3)
-        store.update(zip(part, transform.apply(frames) if transform else frames, strict=True))
-    return store
-
-
-def _stack(store: dict[int, Tensor], stamps: np.ndarray) -> Tensor:
-    return torch.stack([store[stamp] for stamp in stamps.tolist()])
-
-
-def _read_by_decord(path: Path | str, count: int, transform: Transform | None) -> Tensor | None:
-    """Frames sampled over a whole clip; None where decord refuses it.
-
-    In order, up to the last one: decord's own random access gives wrong frames. One thread: with more, decord 0.6.0
-    fails on VP9.
-    """
-    from decord import DECORDError, VideoReader, logging
-
-    logging.set_level(logging.QUIET)
-    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")  # its 10240 tries are minutes on a damaged file
-    try:
-        reader = VideoReader(os.path.abspath(os.fsdecode(path)), num_threads=1)  # or a colon would make a protocol
-        chosen = frame_indices(len(reader), count)
-        return _stack(_transformed(_decord_frames(reader, set(chosen.tolist())), transform), chosen)
-    except (DECORDError, RuntimeError, AssertionError, StopIteration, UnicodeEncodeError):  # these are how it refuses
-        return None
-
-
-def _decord_frames(reader: Any, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Raises: RuntimeError where the frames differ in size or are too large."""
-    shape = None
-    for number in range(max(wanted) + 1):
-        frame = reader.next()
-        shape = shape or frame.shape
-        if frame.shape != shape or shape[0] * shape[1] > MAX_PIXELS:
-            raise RuntimeError("PyAV resizes such frames, or refuses them")
-        if number in wanted:
-            yield number, frame.asnumpy()

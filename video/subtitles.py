@@ -5,10 +5,14 @@ Times are seconds from the start of the video.
 """
 
 import html
+import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from runtime.files import UserError
+
+MIN_STRIDE = 0.04  # seconds: a frame at 25 fps; smaller steps only caption the same frames again
 
 
 class Segment(NamedTuple):
@@ -19,6 +23,26 @@ class Segment(NamedTuple):
     caption: str
 
 
+def check_window(window: float, stride: float) -> None:
+    """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
+    for flag, seconds in (("--window", window), ("--stride", stride)):
+        if not MIN_STRIDE <= seconds < math.inf:
+            raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
+    if stride > window:
+        raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
+
+
+def windows(duration: float, window: float, stride: float) -> list[tuple[float, float]]:
+    """The windows [start, end) that cover `duration` seconds, in order.
+
+    What is left after the last full window is a shorter window of its own where it holds half a stride or more.
+    A smaller rest (often a frame or two of rounding) joins the last window: alone it is too short to show an action.
+    """
+    count = max(1, 1 + math.floor((duration - window) / stride + 0.5))
+    spans = [(i * stride, min(i * stride + window, duration)) for i in range(count)]
+    return [*spans[:-1], (spans[-1][0], duration)]
+
+
 def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None]) -> list[Segment]:
     """One segment for each run of windows that say the same; `spans` are sorted, None is a window without a caption.
 
@@ -27,7 +51,7 @@ def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None
     """
     merged: list[Segment] = []
     for i, ((start, end), caption) in enumerate(zip(spans, captions, strict=True)):
-        caption = _one_line(caption or "")
+        caption = " ".join((caption or "").split())  # a blank line would end a cue
         if not caption:
             continue
         if i > 0:
@@ -44,13 +68,13 @@ def segments(spans: Sequence[tuple[float, float]], captions: Sequence[str | None
 
 def srt(parts: Sequence[Segment]) -> str:
     """SubRip text. The format has no escapes: an arrow in a caption, which ends it in some players, is shortened."""
-    cues = [_cue(part, ",", re.sub(r"-{2,}>", "->", _one_line(part.caption))) for part in parts]
+    cues = [_cue(part, ",", re.sub(r"-{2,}>", "->", part.caption)) for part in parts]
     return "\n".join(f"{number}\n{cue}" for number, cue in enumerate(cues, start=1))
 
 
 def vtt(parts: Sequence[Segment]) -> str:
     """WebVTT text (W3C): `&`, `<` and `>` are escaped, so that no caption can hold a tag or an arrow."""
-    cues = [_cue(part, ".", html.escape(_one_line(part.caption), quote=False)) for part in parts]
+    cues = [_cue(part, ".", html.escape(part.caption, quote=False)) for part in parts]
     return "\n".join(["WEBVTT\n", *cues])
 
 
@@ -62,9 +86,3 @@ def _clock(seconds: float, point: str) -> str:
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
-
-
-def _one_line(text: str) -> str:
-    """A blank line would end a cue, and a lone surrogate cannot be written: both go, as do control characters."""
-    text = " ".join(text.split())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))

@@ -4,6 +4,7 @@ Letters: T frames, S pixels as the encoder sees them.
 """
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +22,15 @@ import torch.multiprocessing  # noqa: F401  tensors that a worker returns travel
 from torch import Tensor
 
 from video import reader
-from video.container import NO_MEMORY, VideoError
+from video.container import Index, Video, VideoError
+from video.reader import Transform
+from video.subtitles import check_window, windows
 
 AHEAD = 16  # clips that are begun or finished and not yet taken, or two for each worker: they bound the memory
 MEMORY = 4 << 30  # bytes that a worker may take beyond what it starts with: a damaged header can ask for any size
-
-
-class Failure(NamedTuple):
-    """Why a video could not be decoded."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        """The reason alone."""
-        return self.reason
+RUN_SECONDS = 60.0  # of video that a call decodes, beside the way from the key frame before
+RUN_BYTES = 48 << 20  # of frames that a call returns
+WHOLE = [(None, None)]  # the span of a clip
 
 
 class Decoded(NamedTuple):
@@ -45,17 +42,7 @@ class Decoded(NamedTuple):
     warning: str | None = None  # the file is cut off, say: its frames stand for what is left
     start: float | None = None  # seconds from the start of the file; None: the whole clip
     end: float | None = None
-    index: int = 0  # of the file's windows
-    total: int = 1
-
-
-class Task(NamedTuple):
-    """A call for a worker to make."""
-
-    key: Any
-    function: Callable[..., Any]  # of a module's top level
-    arguments: tuple
-    units: int = 1  # how many time limits it may take
+    total: int = 1  # the file's windows
 
 
 class Workers:
@@ -78,40 +65,85 @@ class Workers:
             self._pool.stop()
             self._pool.join()
 
-    def run(self, tasks: Iterable[Task], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
-        """(key, what the function returned, or a Failure) of each task, in the order asked for.
+    def run(self, calls: Iterable[tuple[Any, Callable[[], Any], int]], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
+        """(key, what the call returned, or a VideoError) of each (key, call, time limits it may take), in order.
 
-        Tasks are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
+        Calls are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
         """
         if self._pool is None:
-            yield from ((task.key, _attempt(task.function, *task.arguments)) for task in tasks)
+            yield from ((key, _attempt(call)) for key, call, _ in calls)
             return
-        tasks = iter(tasks)
-        waiting = deque(self._begin(task) for task in itertools.islice(tasks, max(ahead, 2 * self.count)))
+        calls = iter(calls)
+        waiting = deque(self._begin(*call) for call in itertools.islice(calls, max(ahead, 2 * self.count)))
         while waiting:
             key, limit, future = waiting.popleft()
             try:
                 result = future.result()
             except TimeoutError:
-                result = Failure(f"decoding took longer than {limit:g} s")
+                result = VideoError(f"decoding took longer than {limit:g} s")
             except pebble.ProcessExpired:
-                result = Failure("decoding it ended the worker process")
+                result = VideoError("decoding it ended the worker process")
             yield key, result
-            waiting.extend(self._begin(task) for task in itertools.islice(tasks, 1))
+            waiting.extend(self._begin(*call) for call in itertools.islice(calls, 1))
 
-    def _begin(self, task: Task) -> tuple[Any, float, Future]:
-        limit = self.timeout * task.units
-        return task.key, limit, self._pool.schedule(_attempt, args=(task.function, *task.arguments), timeout=limit)
+    def _begin(self, key: Any, call: Callable[[], Any], limits: int) -> tuple[Any, float, Future]:
+        limit = self.timeout * limits
+        return key, limit, self._pool.schedule(_attempt, args=(call,), timeout=limit)
 
     def read_clips(
-        self, paths: Iterable[tuple[Any, Path | str]], transform: reader.Transform, frames: int
+        self,
+        paths: Iterable[tuple[Any, Path | str]],
+        transform: Transform,
+        frames: int,
+        window: float | None = None,
+        stride: float | None = None,
     ) -> Iterator[Decoded]:
-        """Whole clips, each (key, path), as `reader.read_clip` reads them, in the order asked for."""
+        """The clip of each (key, path), or its windows, in order; as `reader.read_clip` and `read_spans` read them.
+
+        Seconds: `window`, `stride` (default: the window). Windows begin with the video's track, which need not be the
+        start of the file. A file that fails as a whole gives one Decoded with the error and no times.
+        """
         located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
-        tasks = (Task(key, reader.read_clip, (path, frames, transform)) for key, path in located)
-        for key, result in self.run(tasks, AHEAD):
-            failed = isinstance(result, Failure)
-            yield Decoded(key, None, result.reason) if failed else Decoded(key, result[0], warning=result[1])
+        if window is None:
+            clips = (
+                ((key, WHOLE, 1), partial(_read, path, None, WHOLE, frames, transform), 1) for key, path in located
+            )
+            decoded = self.run(clips, AHEAD)
+        else:
+            decoded = self.run(self._runs(located, transform, frames, window, window if stride is None else stride))
+        for (key, spans, total), result in decoded:
+            found, warning = ([result] * len(spans), None) if isinstance(result, VideoError) else result
+            for span, clip in zip(spans, found, strict=True):
+                failed = isinstance(clip, VideoError)
+                yield Decoded(key, None if failed else clip, str(clip) if failed else None, warning, *span, total)
+
+    def _runs(
+        self, paths: Iterable[tuple[Any, str]], transform: Transform, frames: int, window: float, stride: float
+    ) -> Iterator[tuple[Any, Callable[[], Any], int]]:
+        """A call for each run of consecutive windows, for opening a long file costs more than they do."""
+        check_window(window, stride)
+        each = max(1, min(int(RUN_SECONDS / stride), RUN_BYTES // (frames * 3 * transform.size**2)))  # windows of a run
+        for (key, path), index in self.run((item, partial(reader.read_index, item[1]), 1) for item in paths):
+            if isinstance(index, VideoError):
+                yield (key, WHOLE, 1), partial(VideoError, str(index)), 1  # in its turn
+                continue
+            spans = [(a + index.start, b + index.start) for a, b in windows(index.end - index.start, window, stride)]
+            for first in range(0, len(spans), each):
+                run = spans[first : first + each]
+                yield (key, run, len(spans)), partial(_read, path, index, run, frames, transform), len(run)
+
+
+def _read(
+    path: str, index: Index | None, spans: list[tuple[float, float]], frames: int, transform: Transform
+) -> tuple[list[Tensor | VideoError], str | None]:
+    if index is None:
+        clip, warning = reader.read_clip(path, frames, transform)
+        return [clip], warning
+    found, _ = reader.read_spans(Video(path, index), spans, frames, transform)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
+        ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
+    nothing = VideoError("no frame of this window could be decoded")
+    return [nothing if clip is None else clip for clip in found], index.warning(len(index.stamps))
 
 
 def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
@@ -131,7 +163,7 @@ def _context() -> multiprocessing.context.BaseContext:
     with_forks = hasattr(os, "fork") and "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if with_forks else "spawn")
     if with_forks:
-        context.set_forkserver_preload(["video.workers", "decord", "transformers"])
+        context.set_forkserver_preload(["video.workers", "transformers"])
     return context
 
 
@@ -139,16 +171,12 @@ def _prepare() -> None:
     """In a worker, before its first task."""
     torch.set_num_threads(1)  # workers run side by side
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence = os.open(os.devnull, os.O_RDWR)  # FFmpeg tells the terminal of every damaged byte; the clip is named
-    for stream in (1, 2):
-        os.dup2(silence, stream)
     with contextlib.suppress(ImportError, OSError, ValueError):  # where the system can, a limit for damaged headers
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _end_with_parent() -> None:
@@ -157,13 +185,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns, or a Failure: a run of days must not end over one video."""
+def _attempt(call: Callable[[], Any]) -> Any:
+    """What the call returns, or a VideoError: a run of days must not end over one video."""
     try:
-        return function(*arguments)
+        return call()
     except VideoError as error:
-        return Failure(str(error))
-    except MemoryError:
-        return Failure(NO_MEMORY)
+        return error
     except Exception as error:  # nobody expected it: its class is named, so that a bug of ours is seen as one
-        return Failure(f"unexpected {type(error).__name__}: {error}")
+        return VideoError(f"unexpected {type(error).__name__}: {error}")

@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,9 +7,11 @@ import torch
 import dataset
 from evaluation import captioning
 from features import cache
+from models.video_files import CaptionsFiles
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from tests import tiny
+from video import workers
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,41 @@ def test_int8_features_reach_the_captioner_dequantized(tmp_path):
     found = captioning.dequantize_for(tiny.tiny_captioner(), cache.quantize(features, "int8"), tmp_path)
     assert found.shape == (1, 6, 16) and found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(found[0], features).min() > 0.9995
+
+
+# ---- clips played backwards ----
+
+
+class EchoCaptioner(CaptionsFiles):
+    """Captions a clip by the brightness of its first and last frame: what a reversed clip must swap."""
+
+    encoder = SimpleNamespace(frames=4, transform=None)
+
+    def encode(self, clips):
+        assert len(clips) <= 2
+        return clips
+
+    def generate(self, clips, max_new_tokens, num_beams):
+        assert (max_new_tokens, num_beams) == (5, 3)
+        return [f"{int(clip[0].max())} to {int(clip[-1].max())}" for clip in clips]
+
+
+class EchoWorkers(workers.Workers):
+    """Gives clips whose frames become brighter, and one that cannot be decoded."""
+
+    def __enter__(self):
+        assert self.count >= 1 and self.timeout == 9.0
+        return self
+
+    def read_clips(self, paths, transform, frames):
+        for clip_id, path in paths:
+            clip = torch.stack([torch.full((3, 2, 2), 10 * i + int(clip_id)) for i in range(frames)])
+            yield workers.Decoded(clip_id, None, "no frames") if path is None else workers.Decoded(clip_id, clip)
+
+
+def test_clips_are_played_backwards_in_batches_in_order_and_damaged_ones_left_out(data, monkeypatch):
+    monkeypatch.setattr(workers, "Workers", EchoWorkers)
+    videos = {"4": "a", "2": None, "3": "b", "1": "c"}
+    reader = reader_of(data, 2, EchoCaptioner())
+    found = captioning.reversed_captions(reader, videos, 9.0, 5, 3)
+    assert list(found.items()) == [("4", "34 to 4"), ("3", "33 to 3"), ("1", "31 to 1")]

@@ -59,7 +59,7 @@ def test_title_command_score_names_and_templates_are_escaped(tmp_path):
         tmp_path,
         [],
         title="<dfn>&\x1b[31m",
-        made_by="x --y '<i>'",
+        made_by={"command": "x --y '<i>'", "commit": None},
         scores=[{"name": "<u>", "value": 1.0, "note": "<s>", "group": "<tt>"}],
         confused=[("<em>", "<q>", 3), ("<em>", None, 1)],
     )
@@ -122,17 +122,9 @@ def test_relative_leads_from_the_page_to_the_clip(tmp_path, monkeypatch):
     assert report.relative("results/1.webm", "results/index.html") == "1.webm"
 
 
-def test_the_page_carries_the_text_of_its_tracks(tmp_path):
-    vtt = "WEBVTT\n\n00:00.000 --> 00:01.000\nmoving &lt;up&gt;\n"
-    (tmp_path / "1.vtt").write_text(vtt)
-    segments = [{"start": 0, "end": 1.00049, "caption": "moving <up>"}]
-    _, _, clips = page_of(
-        tmp_path,
-        [{"id": "1", "tracks": "1.vtt", "segments": segments}, {"id": "2", "tracks": "gone.vtt", "segments": segments}],
-    )
-    assert clips[0]["vtt"] == vtt and clips[0]["tracks"] == "1.vtt"
+def test_segments_are_carried_in_milliseconds(tmp_path):
+    _, _, clips = page_of(tmp_path, [{"id": "1", "segments": [{"start": 0, "end": 1.00049, "caption": "moving <up>"}]}])
     assert clips[0]["segments"] == [{"start": 0.0, "end": 1.0, "caption": "moving <up>"}]
-    assert clips[1]["tracks"] == "gone.vtt" and "vtt" not in clips[1]
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):
@@ -239,19 +231,19 @@ def coloured(path, hue):
 
 def test_losses_png_draws_each_curve_that_has_values(tmp_path):
     train, validation, cider = (0x1D, 0x62, 0xB5), (0xB2, 0x56, 0x1A), (0x0A, 0x73, 0x50)
-    report.save_curves(tmp_path / "losses.png", HISTORY)
+    report.draw_curves(HISTORY, tmp_path / "losses.png")
     assert all(coloured(tmp_path / "losses.png", hue) > 500 for hue in (train, validation, cider))
-    report.save_curves(tmp_path / "losses.png", [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}])
+    report.draw_curves([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}], tmp_path / "losses.png")
     assert coloured(tmp_path / "losses.png", train) > 500
     assert coloured(tmp_path / "losses.png", validation) == coloured(tmp_path / "losses.png", cider) == 0
 
 
 def test_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path):
     for name in ("a.png", "b.png"):
-        report.save_curves(tmp_path / name, HISTORY)
+        report.draw_curves(HISTORY, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert page_of(tmp_path, [], history=HISTORY)[0] == page_of(tmp_path, [], history=HISTORY)[0]
-    report.save_curves(tmp_path / "none.png", [])
+    report.draw_curves([], tmp_path / "none.png")
     assert Image.open(tmp_path / "none.png").size[0] > 500
 
 

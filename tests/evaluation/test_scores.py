@@ -31,7 +31,7 @@ def test_right_captions_have_full_scores_and_each_clip_its_outcome(world):
     assert [row["outcome"] for row in result["predictions"]] == ["exact"] * 5
     assert [row["template"] for row in result["predictions"]] == [record["template"] for record in records]
     alone = ngrams.ngram_scores(right(records), {record["id"]: record["label"] for record in records})
-    assert result["metrics"] == alone.metrics and result["intervals"] == alone.intervals
+    assert result["metrics"] == alone["metrics"] and result["intervals"] == alone["intervals"]
     assert json.loads(json.dumps(result)) == result
 
 
@@ -53,8 +53,11 @@ def test_reversed_clips_are_scored_beside_the_same_clips_forwards(world):
     references = {record["id"]: record["label"] for record in records}
     few = {clip_id: references[clip_id] for clip_id in moved}
     for name, captions in (("reversed", backwards), ("forwards", forwards)):
-        assert found[f"CIDEr_{name}"] == ngrams.ngram_scores(captions, few).metrics["CIDEr"]
+        assert found[f"CIDEr_{name}"] == ngrams.ngram_scores(captions, few)["metrics"]["CIDEr"]
     assert found["reversal_flips"] == 1.0 and "CIDEr_shuffled" not in found
+    half = {**backwards, moved[0]: "moving a red ball up"}  # as if it were not reversed
+    flips = scorer.grounding({"reversed": half}, pairs)["reversal_flips"]
+    assert flips == 1 - 1 / len(moved)
     found = {**scorer.grounding({"most_common": predictions, "reversed": backwards, "forwards": forwards}, pairs)}
     rows = scores.table({**scorer.scores(predictions), "grounding": {**found, "reversed_clips": len(moved)}})
     notes = {row["name"]: row["note"] for row in rows}

@@ -9,7 +9,7 @@ from runtime.files import UserError
 from tests import tiny, videos
 from video.reader import read_clip
 from video.subtitles import Segment
-from video.workers import Decoded, Failure
+from video.workers import Decoded, VideoError
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_captions_come_as_clips_are_decoded(captioner):
 def test_a_file_that_fails_does_not_lose_the_others(captioner, paths, workers):
     names = ["dark", "bad", "bright"]
     found = captioner.caption([paths[name] for name in names], batch_size=2, max_new_tokens=6, workers=workers)
-    assert isinstance(found[1], Failure) and found[1].reason
+    assert isinstance(found[1], VideoError) and str(found[1])
     assert found[::2] == [whole(captioner, paths[name]) for name in names[::2]]
 
 
@@ -101,7 +101,7 @@ def test_long_files_are_captioned_in_windows(captioner, paths, monkeypatch):
     monkeypatch.setattr(captioner, "generate", lambda clips, *_: ["b" if c[0, 0, 0, 0] > 99 else "d" for c in clips])
     found = captioner.caption([paths[name] for name in ("both", "bad", "dark")], window=1.0)
     assert found == [[Segment(0.0, 2.0, "d"), Segment(2.0, 3.0, "b")], found[1], [Segment(0.0, 3.0, "d")]]
-    assert isinstance(found[1], Failure)
+    assert isinstance(found[1], VideoError)
     halves = captioner.caption(paths["both"], window=1.0, stride=0.5)
     assert halves[0][0].caption == "d" and halves[0][-1] == Segment(halves[0][0].end, 3.0, "b")
     with pytest.raises(UserError, match="window"):

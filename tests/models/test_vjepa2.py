@@ -68,14 +68,20 @@ def test_an_encoder_is_rebuilt_from_what_the_cache_says(vjepa, tmp_path):
     assert torch.equal(again.encode(clips), encoder.encode(clips))
     assert again.transform == encoder.transform
     moved = shutil.copytree(vjepa, tmp_path / "moved")
-    assert not VideoEncoder.from_config(config, "cpu", moved).cache_config("int8", 2).differences(config)
+    assert (
+        not VideoEncoder.from_config({**config.to_dict(), "encoder": str(moved)})
+        .cache_config("int8", 2)
+        .differences(config)
+    )
 
 
 def test_another_encoder_under_the_same_name_is_noticed(vjepa, tmp_path):
     config = VideoEncoder(vjepa, "cpu", frames=4).cache_config()
     other = tiny.save_encoder(tmp_path / "other", seed=1, dim=24)
     with pytest.raises(UserError, match="is not the one that made the features"):
-        VideoEncoder.from_config(config, "cpu", other)
+        VideoEncoder.from_config({**config.to_dict(), "encoder": str(other)})
+    with pytest.raises(UserError, match="does not say what made its features"):
+        VideoEncoder.from_config(None)
     assert config.differences(VideoEncoder(other, "cpu", frames=4).cache_config())
 
 
@@ -85,7 +91,7 @@ def test_frames_and_sizes_that_do_not_fit_are_refused(vjepa, frames, size, said)
         VideoEncoder(vjepa, "cpu", frames=frames, transform=size and Transform(size))
 
 
-@pytest.mark.parametrize("damage", ["cut off", "without weights", "one layer more", "no numbers", "no settings"])
+@pytest.mark.parametrize("damage", ["cut off", "without weights", "one layer more"])
 def test_a_damaged_encoder_is_refused_in_one_line(vjepa, tmp_path, damage):
     folder = shutil.copytree(vjepa, tmp_path / "damaged")
     weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
@@ -93,13 +99,9 @@ def test_a_damaged_encoder_is_refused_in_one_line(vjepa, tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     elif damage == "without weights":
         weights.unlink()
-    elif damage == "one layer more":
-        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    elif damage == "no numbers":
-        (folder / "preprocessor_config.json").write_text('{"image_mean": ["x"]}')
     else:
-        (folder / "preprocessor_config.json").write_text("[1]")
-    with pytest.raises(UserError, match="the encoder.*(does not load|is damaged)") as caught:
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match="the encoder.*does not load") as caught:
         VideoEncoder(folder, "cpu", frames=4)
     assert "\n" not in str(caught.value) and folder.name in str(caught.value)
 
@@ -164,7 +166,7 @@ def test_an_encoder_that_cannot_be_compiled_runs_as_it_is(vjepa, monkeypatch, er
         patched.setattr(encoder, "device", torch.device("cuda"))
         patched.setattr(torch, "compile", compile)
         assert encoder.prepare(3) == 3
-    assert encoder._forward == encode and encoder._batch == 0
+    assert encoder._forward == encode
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "device", torch.device("cuda"))
         patched.setattr(torch, "compile", lambda *_, **__: 1 / 0)  # a bug is none of these

@@ -204,7 +204,7 @@ def test_a_file_that_vanishes_ends_the_run_with_one_line_and_code_1(models, tmp_
 
     monkeypatch.setattr(*place, begin_without)
     code, line = ended(main, words, capsys)
-    assert code == 1 and f"there is no file {gone} any more" in line
+    assert code == 1 and f"No such file or directory: {gone}; it is gone" in line
     assert checkpoint.read(tmp_path / "checkpoint.pt").epoch == 1
     if script == "evaluate":
         assert (tmp_path / "checkpoint.pt").read_bytes() == before and not (

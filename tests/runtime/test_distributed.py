@@ -205,5 +205,5 @@ def test_more_processes_than_gpus_are_refused_in_words(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="--nproc-per-node 1"):
+    with pytest.raises(UserError, match="--device cuda:1: there is no such device here; there is cpu, cuda, cuda:0"):
         DistributedContext()

@@ -80,9 +80,8 @@ def test_only_what_damage_raises_is_called_damage(tmp_path, monkeypatch):
 def test_a_caption_cannot_drive_the_terminal_or_hide_itself():
     text = "\x1b[2Jred\u202e \x07\r\x9bball\ud800 \u06af\u200c\u0647 \U0001f468\u200d\U0001f469"
     mark = "\N{REPLACEMENT CHARACTER}"
-    expected = f"{mark}[2Jred{mark} {mark}\r{mark}ball{mark} \u06af\u200c\u0647 \U0001f468\u200d\U0001f469"
-    assert files.shown(text) == expected  # joiners stay: Persian and emoji need them
-    assert files.printable(text) == expected.replace("\r", " ")
+    expected = f"{mark}[2Jred{mark} {mark} {mark}ball{mark} \u06af\u200c\u0647 \U0001f468\u200d\U0001f469"
+    assert files.printable(text) == expected  # joiners stay: Persian and emoji need them
 
 
 def test_paths_in_results_are_relative_to_the_working_directory_where_they_lie_below_it(tmp_path, monkeypatch):
@@ -115,14 +114,11 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert (tmp_path / "f").read_text() in texts and os.listdir(tmp_path) == ["f"]
 
 
-def test_what_a_killed_process_did_not_finish_is_removed_once_it_is_old(tmp_path):
-    old, new, other = (tmp_path / name for name in (".a.pt.x.tmp", ".a.pt.y.tmp", ".b.pt.z.tmp"))
-    for path in (old, new, other):
-        path.touch()
-    for path in (old, other):
-        os.utime(path, (0, 0))
+def test_what_a_killed_process_did_not_finish_is_removed(tmp_path):
+    for name in (".a.pt.x.tmp", ".a.pt.y.tmp", ".b.pt.z.tmp", "a.pt"):
+        (tmp_path / name).touch()
     files.remove_unfinished(tmp_path / "a.pt")
-    assert sorted(tmp_path.iterdir()) == [new, other]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.pt.z.tmp", "a.pt"]
 
 
 def test_a_copy_that_fails_names_what_is_missing(tmp_path):

@@ -146,7 +146,7 @@ def test_the_committed_models_are_two_megabytes_or_less(name):
 @torch.no_grad()
 def test_the_encoders_tokens_know_their_place_as_a_random_encoders_do_not(data):
     """A linear probe reads each token's row of the grid, fitted on half of the clips and tried on the other half."""
-    pixels, _ = sample_models.read_clips(data, "train")
+    pixels, _ = sample_models.load_clips(sample_models.choose_clips(data)["train"], data)
     rows = torch.arange(64) // 4 % 4
 
     def probed(model: torch.nn.Module) -> float:
@@ -197,25 +197,52 @@ def test_any_text_survives_the_tokenizer():
 
 def test_training_again_gives_the_same_models(data, tmp_path):
     for run in ("a", "b"):
-        sample_models.train_encoder(data, tmp_path / run / "vjepa2", steps=2, batch=4)
+        probes = sample_models.train_encoder(data, tmp_path / run / "vjepa2", steps=2, batch=4, clips=12)
+        assert list(probes) == ["action", "first colour", "first shape", "second colour", "second shape"]
+        assert all(
+            0 <= share <= 1 and share * 12 == pytest.approx(round(share * 12), abs=0.01) for share in probes.values()
+        )
         sample_models.train_lm(data, tmp_path / run / "qwen2", steps=2, batch=4)
     for name in ("vjepa2/model.safetensors", "qwen2/model.safetensors", "qwen2/tokenizer.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_what_a_patch_shows_follows_a_mirrored_and_a_reversed_clip():
-    clip = Clip("Pushing [something] from left to right", (RED_BALL,), seed=4)
-    one = sample_models.answers_of(clip)
-    what, where = one.what, one.where
-    there = what[..., 2] == 0
-    assert there.any() and (where[..., 2][there] >= -1e-6).all() and where[..., 2].max() > 0.05  # to the right
-    answers = sample_models.Answers(*(part[None] for part in one))
-    pixels = torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8)
-    names = sorted(ACTIONS)
-    seen = set()
-    for seed in range(12):
-        _, (action, what, where) = sample_models.vary(pixels, answers, torch.Generator().manual_seed(seed))
-        rightwards = names[int(action[0, 0])] == "Pushing [something] from left to right"
-        seen.add(rightwards)
-        assert (where[..., 2].sum() > 0) == rightwards
-    assert seen == {True, False}
+def test_what_a_patch_shows_moves_as_the_thing_does():
+    for template, sign in (
+        ("Pushing [something] from left to right", 1),
+        ("Pushing [something] from right to left", -1),
+    ):
+        clip, what, where = sample_models.answers_of(Clip(template, (RED_BALL,), seed=4))
+        assert clip.tolist() == [sorted(ACTIONS).index(template), 0, 0, 6, 4]  # the last two: there is no second thing
+        there = what[..., 2] == 0
+        assert there.any() and torch.equal(there, (what[..., 0] == 0) & (what[..., 1] == 0))
+        ways = sign * where[..., 2][there]
+        assert ways.min() >= -1e-6 and ways.max() > 0.05
+        columns = torch.arange(4.0).expand(4, 4, 4)
+        first, last = (columns[t][there[t]].mean() for t in (0, -1))
+        assert sign * (last - first) > 0.5
+
+
+def test_fresh_clips_show_nothing_that_another_split_holds(data):
+    splits = sample_models.choose_clips(data, fresh=600)
+    fresh = splits["fresh"].values()
+    assert 500 < len(fresh) <= 600
+    for split in ("validation", "test"):
+        held = splits[split].values()
+        for of in (
+            lambda clip: {(clip.template, thing) for thing in clip.things},
+            lambda clip: {clip.caption},
+            lambda clip: {clip.seed},
+        ):
+            assert not set().union(*map(of, fresh)) & set().union(*map(of, held))
+    assert len({clip.caption for clip in fresh}) > len({clip.caption for clip in splits["train"].values()})
+
+
+def test_a_drawn_clip_is_what_preprocessing_reads_from_its_file_but_for_noise(data):
+    clips = sample_models.choose_clips(data)["validation"]
+    (read, known), (drawn, same) = sample_models.load_clips(clips, data), sample_models.load_clips(clips)
+    assert read.shape == (12, 8, 3, 64, 64) and all(map(torch.equal, known, same))
+    difference = read.float() - drawn.float()
+    assert difference.mean().abs() < 0.3 and difference.std() < 2.5
+    others = read.float() - drawn.flip(1).float()  # the times are the right ones
+    assert difference.std() < others.std() / 3

@@ -92,9 +92,3 @@ def test_gif_that_cannot_fit_says_so_and_writes_nothing(tmp_path):
     with pytest.raises(files.UserError, match="over 100"):
         gif.write_gif(tmp_path / "a.gif", moving_square(), "a caption", fps=12, max_bytes=100)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fast_clips_lose_frames_but_not_time(tmp_path):
-    gif.write_gif(tmp_path / "a.gif", moving_square(60, 42, 300), "fast", fps=60)
-    pictures, delays, _ = read_gif(tmp_path / "a.gif")
-    assert len(pictures) == 20 and sum(delays) == 1000

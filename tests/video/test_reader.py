@@ -32,7 +32,7 @@ def vp9(folder):
 
 @pytest.fixture(scope="module")
 def open_groups(folder):
-    """h264 whose groups of pictures are open: decord's own random access gives wrong frames of it."""
+    """h264 whose groups of pictures are open: decoding that begins at a key frame may give wrong ones first."""
     options = {"bf": "3", "x264-params": "open-gop=1:keyint=20:min-keyint=20:scenecut=0"}
     return videos.write(folder / "open.mp4", videos.moving(100, 160, 120), "libx264", **options)
 
@@ -50,7 +50,7 @@ def quadrants(frame):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_frames_of_every_kind_of_file_are_those_that_are_shown(name):
+def test_the_frames_of_every_kind_of_file_are_those_that_are_shown(name, monkeypatch):
     expected, path = EXPECTED[name], CASES / name
     info = probe(path)
     assert (info.frames, info.width, info.height) == (expected["frames"], expected["width"], expected["height"])
@@ -59,9 +59,12 @@ def test_the_frames_of_every_kind_of_file_are_those_that_are_shown(name):
     for number, means in expected["quadrant_means"].items():
         assert np.abs(quadrants(whole[int(number)]) - means).max() <= 3
     assert np.array_equal(read_frames(path, info.frames, 0.0), whole)
-    clip, warning = read_clip(path, 5, Transform(32))
-    assert warning is None
-    assert torch.equal(clip, Transform(32).apply(whole[frame_indices(len(whole), 5)]))
+    expected_clip = Transform(32).apply(whole[frame_indices(len(whole), 5)])
+    for small in (container.SMALL, 0):  # bytes: read once, its packets kept, and read twice
+        monkeypatch.setattr(container, "SMALL", small)
+        clip, warning = read_clip(path, 5, Transform(32))
+        assert warning is None and torch.equal(clip, expected_clip)
+        assert probe(path) == info
 
 
 def test_times_count_from_the_start_of_the_file_and_not_of_the_track():
@@ -87,7 +90,7 @@ ODD_NAMES += ["file:x.mp4", "-x.mp4", "pipe:", "a|b;c&d.mp4", "\N{SNOWMAN}.mp4",
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 def test_a_file_opens_whatever_it_is_called(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    for source in ("vfr.mp4", "one.webm"):  # by PyAV, by decord
+    for source in ("vfr.mp4", "one.webm"):
         shutil.copy(CASES / source, tmp_path / name)
         assert np.array_equal(read_frames(name, 3), read_frames(CASES / source, 3))
         assert probe(tmp_path / name) == probe(CASES / source)
@@ -201,11 +204,11 @@ def test_undecodable_files_are_told_apart(folder, vp9):
         "empty.webm": "the file is empty",
         "noise.webm": "it does not open as a video",
         "text.mp4": "it is a text file, not a video",
-        "picture.mp4": "it is a picture, not a video",
+        "picture.mp4": "it is a picture or a text, not a video",
         "cut.webm": "it does not open as a video",
-        "audio.webm": "no video stream, only audio",
+        "audio.webm": "it holds no video stream",
         "none.webm": "there is no such file",
-        ".": "it is a folder, not a file",
+        ".": "it is a folder or a device, not a file",
     }
     for name, reason in reasons.items():
         for read in (lambda path: read_frames(path, 4), probe):
@@ -215,13 +218,6 @@ def test_undecodable_files_are_told_apart(folder, vp9):
             assert str(folder) not in str(caught.value)
     with pytest.raises(VideoError, match="it is a URL: download"):
         read_frames("https://a.b/c.mp4", 4)
-
-
-def test_a_frame_larger_than_8k_is_refused(vp9, monkeypatch):
-    for module in (frames, container):
-        monkeypatch.setattr(module, "MAX_PIXELS", 426 * 240 - 1)
-    with pytest.raises(VideoError, match="a frame of 426x240 is too large"):
-        read_frames(vp9, 4)
 
 
 # ---- the transform ----
@@ -254,11 +250,6 @@ def test_crop_of_256_resizes_to_292():
     assert (Transform(256, crop=True).apply(frames) == 200).all()
 
 
-def test_long_thin_frames_are_not_cropped():
-    with pytest.raises(VideoError, match="too long and thin"):
-        Transform(32, crop=True).apply(np.zeros((1, 10, 400, 3), np.uint8))
-
-
 def test_a_clip_resized_a_few_frames_at_a_time_is_the_same(vp9, monkeypatch):
     for crop in (False, True):
         transform = Transform(32, crop)
@@ -266,12 +257,3 @@ def test_a_clip_resized_a_few_frames_at_a_time_is_the_same(vp9, monkeypatch):
         assert torch.equal(read_clip(vp9, 40, transform)[0], expected)
         monkeypatch.setattr(frames, "RESIZED_AT_ONCE", 3)
         assert torch.equal(read_clip(vp9, 40, transform)[0], expected)
-
-
-@pytest.mark.parametrize("tag, is_plain", [(b"libvpx", True), (b"\x76\x75\x84\x42\xb4\x00", False)])
-def test_a_turned_webm_is_not_taken_for_plain_nor_an_encoders_name_for_a_turn(vp9, tmp_path, tag, is_plain):
-    """The letters "vp" are the id of a picture's projection; the other tag is its roll, 90 degrees."""
-    content = vp9.read_bytes()
-    place = content.index(b"Lavf")  # the name of what wrote the file
-    (tmp_path / "a.webm").write_bytes(content[:place] + tag + content[place + len(tag) :])
-    assert container.is_plain_webm(tmp_path / "a.webm") == is_plain

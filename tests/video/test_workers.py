@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ import torch
 from tests import videos
 from video import workers
 from video.reader import Transform, read_clip
-from video.workers import Decoded, Failure, Task, Workers, batches
+from video.workers import Decoded, VideoError, Workers, batches
 
 LOOK = Transform(32)
-DIED = Failure("decoding it ended the worker process")
+DIED = "decoding it ended the worker process"
 WITH_FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="what only POSIX has")
 
 
@@ -111,39 +112,29 @@ def crash():
 
 @WITH_FORKS
 @pytest.mark.parametrize(
-    ("function", "arguments", "expected"),
+    ("call", "reason"),
     [
-        (os._exit, (3,), DIED),
-        (signal.raise_signal, (signal.SIGKILL if hasattr(signal, "SIGKILL") else 9,), DIED),
-        (crash, (), DIED),
-        (too_much_memory, (), None),
-        (int, ("x",), Failure("unexpected ValueError: invalid literal for int() with base 10: 'x'")),
+        (partial(os._exit, 3), DIED),
+        (partial(signal.raise_signal, signal.SIGKILL if hasattr(signal, "SIGKILL") else 9), DIED),
+        (crash, DIED),
+        (too_much_memory, "memory"),  # torch's own error; it is not everywhere that memory is limited
+        (partial(int, "x"), "unexpected ValueError: invalid literal for int() with base 10: 'x'"),
     ],
     ids=["it exits", "it is killed", "it crashes", "it asks for 8 GB", "a bug of ours"],
 )
-def test_a_task_that_ends_its_worker_costs_itself_alone(two, function, arguments, expected):
-    tasks = [Task(0, abs, (-1,)), Task(1, function, arguments), *(Task(i, abs, (-i,)) for i in range(2, 8))]
-    found = dict(two.run(tasks))
-    if expected is None:  # torch's own error; it is not everywhere that memory is limited
-        assert "memory" in str(found[1]) and isinstance(found[1], Failure)
-    else:
-        assert found[1] == expected
+def test_a_call_that_ends_its_worker_costs_itself_alone(two, call, reason):
+    found = dict(two.run([(0, partial(abs, -1), 1), (1, call, 1), *((i, partial(abs, -i), 1) for i in range(2, 8))]))
+    assert isinstance(found[1], VideoError) and reason in str(found[1])
     assert [found[i] for i in (0, *range(2, 8))] == [1, *range(2, 8)]
 
 
 @WITH_FORKS
 def test_a_clip_that_hangs_costs_itself_alone(clips):
+    calls = [("slow", partial(time.sleep, 60), 1), ("longer", partial(time.sleep, 1.5), 3)]
     with Workers(1, timeout=1.0) as one:
-        found = list(
-            one.run(
-                [
-                    Task("slow", time.sleep, (60,)),
-                    Task("longer", time.sleep, (1.5,), units=3),
-                    *(Task(i, abs, (i,)) for i in range(3)),
-                ]
-            )
-        )
-    assert found == [("slow", Failure("decoding took longer than 1 s")), ("longer", None), (0, 0), (1, 1), (2, 2)]
+        (key, error), *others = one.run([*calls, *((i, partial(abs, i), 1) for i in range(3))])
+    assert (key, str(error)) == ("slow", "decoding took longer than 1 s")
+    assert others == [("longer", None), (0, 0), (1, 1), (2, 2)]
 
 
 def is_running(pid):
@@ -163,7 +154,7 @@ def wait_until(condition, seconds=20):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_leaving_early_ends_the_workers():
     with Workers(1) as one:
-        _, pid = next(one.run([Task(0, os.getpid, ()), *(Task(i, time.sleep, (60,)) for i in range(5))]))
+        _, pid = next(one.run([(0, os.getpid, 1), *((i, partial(time.sleep, 60), 1) for i in range(5))]))
         assert is_running(pid)
     wait_until(lambda: not is_running(pid), 5)
 
@@ -172,10 +163,10 @@ def test_leaving_early_ends_the_workers():
 def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys, time\nfrom video.workers import Task, Workers\n"
+        "import os, time\nfrom functools import partial\nfrom video.workers import Workers\n"
         "if __name__ == '__main__':\n    with Workers(1) as one:\n"
-        "        tasks = [Task(0, os.getpid, ()), Task(1, time.sleep, (60,))]\n"
-        "        for _, pid in one.run(tasks):\n            print(pid, flush=True)\n"
+        "        calls = [(0, os.getpid, 1), (1, partial(time.sleep, 60), 1)]\n"
+        "        for _, pid in one.run(calls):\n            print(pid, flush=True)\n"
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen(
