@@ -1,10 +1,10 @@
 """Each benchmark runs in its small size and prints its table. What it measures is not asserted: machines differ."""
 
-import contextlib
+import multiprocessing
+import os
 import re
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ import torch
 
 import train
 from benchmarks import feature_cache, gpu, measure, preprocessing, scoring, time_to_score, train_step
-from models import pretrained
 from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
@@ -140,15 +139,8 @@ def test_both_sides_learn_the_same_from_the_same(trained, without_java):
 
 
 def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
-    lock, loading = threading.Lock(), pretrained.loading
-
-    @contextlib.contextmanager
-    def one_at_a_time(*arguments):  # transformers does not load two models at once in threads
-        with lock, loading(*arguments):
-            yield
-
-    monkeypatch.setattr(pretrained, "loading", one_at_a_time)
-    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(2))
+    forks = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")  # starting anew takes seconds
+    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda count, _: ProcessPoolExecutor(count, forks))
     words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
     time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
     (rows,) = tables(capsys)
@@ -205,6 +197,18 @@ def test_numbers_that_python_reads_are_counted():
         torch.ones(2).sum()
 
     assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 2}
+
+
+def test_a_pass_of_training_reads_no_number_so_that_a_gpu_is_not_waited_for():
+    captioner = tiny.tiny_captioner(dropout=0.1).train()
+    assert captioner.lm.config.layer_types  # as Qwen2 has them
+
+    def run():
+        captioner.loss(
+            torch.randn(2, 6, 16), [["moving a cup"], ["pushing a pen", "a pen"]], [0.5, 0.25, 0.25]
+        ).backward()
+
+    assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 0}
 
 
 def test_scores_and_page_of_made_up_captions_of_which_some_are_right(capsys, monkeypatch):
