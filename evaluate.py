@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 from torch import Tensor
 
 import dataset

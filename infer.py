@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 from tqdm import tqdm
 
 import dataset

@@ -14,6 +14,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import torch
 from tqdm import tqdm
 

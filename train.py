@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -266,11 +268,11 @@ def train_epoch(run: Run) -> None:
                     part.backward()
                     loss += part.detach().double()
             context.sum_gradients(parameters)
-            loss, stop = context.all_reduce(torch.stack([loss, loss.new_tensor(run.interrupts.received or 0)])).tolist()
+            norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
+            sums = context.all_reduce(torch.stack([loss, torch.full_like(loss, run.interrupts.received or 0)]))
+            loss, stop, norm = torch.cat([sums, norm.double().view(1)]).tolist()  # our one wait for a GPU
             if stop:
                 run.interrupts.check(others=True)
-
-            norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 ids = " ".join(clip_id for batch in step for clip_id, _ in batch)
                 raise UserError(
