@@ -138,13 +138,14 @@ def encoding(args: argparse.Namespace, device: torch.device, work: Path) -> Iter
 
 def make_run(args: argparse.Namespace, device: torch.device, work: Path) -> Any:
     """What train.train_epoch reads of a run: the published recipe on made-up features of `args.steps` steps."""
+    (work / "data").mkdir()
     size, layout = measure.SIZES[args.size], dataset.Layout(work / "data")
     captioner = measure.captioner(size)
     captioner.lm.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
     captioner.to(device).train()
     words = ["--batch-size", str(args.batch), "--accumulate", str(args.accumulate), "--workers", str(args.workers)]
     count = args.steps * args.batch * args.accumulate
-    folder = layout.feature_folder("train")
+    folder = layout.features / "train"
     for number in range(min(DRAWN, count)):
         cache.save(folder / f"{number}.pt", cache.quantize(measure.features(size, 1)[0], "float16"))
     for number in range(DRAWN, count):
@@ -172,7 +173,7 @@ def our_epoch(run: Any) -> None:
 
 def reference_epoch(run: Any, textbook: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """All steps, by the reference."""
-    captioner, device, folder = run.captioner, run.context.device, run.layout.feature_folder("train")
+    captioner, device, folder = run.captioner, run.context.device, run.layout.features / "train"
 
     def loss(features: torch.Tensor, captions: list[str]) -> torch.Tensor:
         ids, eos = list(map(captioner.caption_ids, captions)), captioner.eos_id
@@ -180,7 +181,7 @@ def reference_epoch(run: Any, textbook: torch.nn.Module, optimizer: torch.optim.
             return reference.textbook_loss(captioner.lm, textbook, features, captioner.prompt_ids, ids, eos, eos)
 
     for step in plan(run):
-        reference.textbook_step(optimizer, step.batches, lambda ids: reference.textbook_read(folder, ids, device), loss)
+        reference.textbook_step(optimizer, step, lambda ids: reference.textbook_read(folder, ids, device), loss)
     wait(device)
 
 
@@ -189,7 +190,7 @@ def lm_epoch(run: Any) -> None:
     captioner, device = run.captioner, run.context.device
     width = captioner.lm.get_input_embeddings().embedding_dim
     for step in plan(run):
-        for batch in step.batches:
+        for batch in step:
             ids = [captioner.caption_ids(captions[0]) for _, captions in batch]
             inputs, labels = (part.to(device) for part in language_model.build_inputs(ids, captioner.eos_id))
             prefix = torch.zeros(len(batch), captioner.prefix_length, width, device=device, dtype=captioner.lm.dtype)
@@ -199,16 +200,16 @@ def lm_epoch(run: Any) -> None:
     wait(device)
 
 
-def plan(run: Any) -> list[dataset.Step]:
+def plan(run: Any) -> list[list[dataset.Batch]]:
     """The steps of an epoch."""
     return plan_epoch(run.records["train"], run.args.batch_size, run.args.accumulate, 1, 0, 0)
 
 
 def read_epoch(run: Any) -> None:
     """All features, as training reads them, and nothing else."""
-    ids = [[clip_id for clip_id, _ in batch] for step in plan(run) for batch in step.batches]
+    ids = [[clip_id for clip_id, _ in batch] for step in plan(run) for batch in step]
     pin = run.context.device.type == "cuda"
-    for _ in feature_batches(run.layout.feature_folder("train"), ids, run.args.workers, pin):
+    for _ in feature_batches(run.layout.features / "train", ids, run.args.workers, pin):
         pass
 
 

@@ -137,7 +137,7 @@ def train_reference(run: train.Run, every: int) -> Clock:
     textbook = reference.TextbookQFormer(**captioner.qformer.config).train()
     textbook.load_state_dict(captioner.qformer.state_dict())
     optimizer = torch.optim.AdamW(textbook.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    clock, done, folder = Clock(textbook, optimizer, every), 0, run.layout.feature_folder("train")
+    clock, done, folder = Clock(textbook, optimizer, every), 0, run.layout.features / "train"
     torch.manual_seed(args.seed)
 
     def read(clip_ids: list[str]) -> Tensor:
@@ -156,7 +156,7 @@ def train_reference(run: train.Run, every: int) -> Clock:
             for number, step in enumerate(steps, start=1):
                 rate = train.get_lr(done, args.epochs * len(steps), args.lr, args.schedule, args.warmup)
                 optimizer.param_groups[0]["lr"] = rate
-                reference.textbook_step(optimizer, step.batches, read, loss)
+                reference.textbook_step(optimizer, step, read, loss)
                 done += 1
                 if number % every == 0 or number == len(steps):
                     clock.copy(done, len(steps))
@@ -185,7 +185,7 @@ def trained(side: str, data: Path, flags: str, seed: int, every: int, scores: li
 
 def places_of(run: train.Run, copies: list[Copy], wanted: list[float]) -> list[tuple[float, float] | float]:
     """Epochs and seconds to each wanted CIDEr on the validation split; the best score where it is not reached."""
-    records, folder = run.records["validation"], run.layout.feature_folder("validation")
+    records, folder = run.records["validation"], run.layout.features / "validation"
     reader = SplitReader(run.captioner, records, folder, len(records), run.context)
     references = {record["id"]: record["label"] for record in records}
     found, best = [], 0.0
