@@ -138,6 +138,7 @@ def encoding(args: argparse.Namespace, device: torch.device, work: Path) -> Iter
 
 def make_run(args: argparse.Namespace, device: torch.device, work: Path) -> Any:
     """What train.train_epoch reads of a run: the published recipe on made-up features of `args.steps` steps."""
+    (work / "data").mkdir()
     size, layout = measure.SIZES[args.size], dataset.Layout(work / "data")
     captioner = measure.captioner(size)
     captioner.lm.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
