@@ -100,14 +100,6 @@ def build_inputs(captions: list[list[int]], eos_id: int) -> tuple[Tensor, Tensor
     return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(labels, dtype=torch.long)
 
 
-class _NoCache(DynamicCache):
-    """Keeps nothing. Without any, transformers asks the GPU in each pass whether rows are packed, and waits."""
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """The keys and values of this pass are all there are."""
-        return keys, values
-
-
 def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: Any = None) -> Tensor:
     """Each row's mean negative log-likelihood over its labels: (R, P, C), (R, L) and (R, L + 1) -> (R,).
 
@@ -116,9 +108,8 @@ def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: 
     inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
     kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
     if cache is None and set(getattr(lm.config, "layer_types", None) or ()) == {"full_attention"}:
-        arguments = {"inputs_embeds": inputs, "use_cache": False, "past_key_values": _NoCache()}
-    else:
-        arguments = {"inputs_embeds": inputs, "use_cache": cache is not None, "past_key_values": cache}
+        cache = DynamicCache()  # without one transformers asks the GPU, and waits, whether rows hold several texts
+    arguments = {"inputs_embeds": inputs, "use_cache": cache is not None, "past_key_values": cache}
     if "logits_to_keep" in inspect.signature(lm.forward).parameters:
         # Positions that are picked by index stand together in memory, so that the head is one matrix product.
         logits = lm(**arguments, logits_to_keep=kept).logits
