@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,17 @@ CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 Record = dict[str, Any]  # {"id", "label", "template", "placeholders"}
+Batch = list[tuple[str, list[str]]]  # clip ids, each with the captions to learn from
 
 
 class Layout:
     """Where everything of a dataset lies under its folder."""
 
     def __init__(self, data: Path | str) -> None:
+        """Raises: UserError where there is no such folder."""
         self.data = Path(data)
+        if not self.data.is_dir():
+            raise UserError(f"there is no dataset at {data}; give --data the folder that holds labels/ and the videos")
         self.videos = self.data / "20bn-something-something-v2"
         self.labels = self.data / "labels"
         self.annotations = self.data / "annotations"
@@ -44,14 +47,6 @@ class Layout:
         paths = (self.videos / f"{clip_id}{suffix}" for suffix in (".webm", ".mp4"))
         return next((path for path in paths if path.is_file()), None)
 
-    def ready(self, split: str) -> Path:
-        """The file of caption lists that prepare_annotations.py writes."""
-        return self.annotations / READY[split]
-
-    def feature_folder(self, split: str) -> Path:
-        """The folder of a split's cached features."""
-        return self.features / split
-
     def labels_file(self, name: str) -> Path | None:
         """A file of the labels folder by its new name or its older one (something-something-v2-<name>), or None."""
         folders = (self.labels, self.data)
@@ -59,20 +54,12 @@ class Layout:
         return next((path for path in paths if path.is_file()), None)
 
 
-def check_data(data: Path | str) -> Layout:
-    """The dataset's layout. Raises: UserError where there is no dataset."""
-    if not Path(data).is_dir():
-        raise UserError(f"there is no dataset at {data}; give --data the folder that holds labels/ and the videos")
-    return Layout(data)
-
-
 def read_split(data: Path | str, split: str) -> list[Record]:
     """A split's records as SSv2's labels give them; the test split's hold ids only.
 
     Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
     """
-    path, content = _read_labels(data, f"{split}.json", f"the {split} labels")
-    return _check_records(content, path)
+    return _read_records(_labels_file(data, f"{split}.json"), f"the {split} labels")
 
 
 def read_ready(data: Path | str, split: str) -> list[Record]:
@@ -80,31 +67,29 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the file is missing (prepare_annotations.py makes it), of another form, or without captions.
     """
-    path = check_data(data).ready(split)
+    path = Layout(data).annotations / READY[split]
     if not path.is_file():
         raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {data}")
-    records = _check_records(files.read_json(path, f"the {split} captions"), path)
+    records = _read_records(path, f"the {split} captions")
     for record in records:
         if not _is_texts(record.get("label")):
             raise UserError(f"{path}: the label of clip {record['id']} is not a list of captions")
         record["label"] = [caption for caption in map(clean, record["label"]) if caption]
-    kept = [record for record in records if record["label"]]
-    if not kept:
+    if not (kept := [record for record in records if record["label"]]):
         raise UserError(f"{path} holds no caption that is not empty; run prepare_annotations.py again")
     return kept
 
 
-def _read_labels(data: Path | str, name: str, what: str) -> tuple[Path, Any]:
-    """A JSON file of SSv2's labels: where it is, and what it holds."""
-    layout = check_data(data)
-    path = layout.labels_file(name)
-    if path is None:
-        raise UserError(f"{what}: there is no {layout.labels / name}; download SSv2's labels into that folder")
-    return path, files.read_json(path, what)
+def _labels_file(data: Path | str, name: str) -> Path:
+    layout = Layout(data)
+    if (path := layout.labels_file(name)) is None:
+        raise UserError(f"there is no {layout.labels / name}; download SSv2's labels into that folder")
+    return path
 
 
-def _check_records(records: Any, path: Path) -> list[Record]:
+def _read_records(path: Path, what: str) -> list[Record]:
     """Records with safe ids, each once, and templates and placeholders of the right kind."""
+    records = files.read_json(path, what)
     if not records or not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path} holds no clips (it is to be a list of records); download or prepare it again")
     seen = set()
@@ -132,29 +117,22 @@ def _is_texts(value: Any) -> bool:
 
 def read_templates(data: Path | str) -> list[str]:
     """The action templates, in the order of their numbers. Raises: UserError where labels.json does not hold them."""
-    path, numbers = _read_labels(data, "labels.json", "the templates")
+    path = _labels_file(data, "labels.json")
+    numbers = files.read_json(path, "the templates")
     try:
-        templates = sorted(numbers, key=lambda template: int(numbers[template]))
+        return sorted(numbers, key=lambda template: int(numbers[template]))
     except (TypeError, ValueError, KeyError, OverflowError):  # JSON has infinite numbers
-        templates = []
-    if not templates:
-        raise UserError(f"the templates: {path} does not map templates to numbers; download it again")
-    return templates
+        raise UserError(f"the templates: {path} does not map templates to numbers; download it again") from None
 
 
 def read_answers(data: Path | str) -> dict[str, str]:
     """The test split's labels by clip id (lines `id;label`); empty where there is no such file."""
-    path = check_data(data).labels_file("test-answers.csv")
-    if path is None:
+    if (path := Layout(data).labels_file("test-answers.csv")) is None:
         return {}
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter=";"))
-        if any(len(row) == 1 for row in rows):
-            raise ValueError("a line has no `;`")
-    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
-        raise UserError(
-            f"the test answers: {path} is not a table of `id;label` in UTF-8 ({error}); download it again"
-        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the test answers: {path} is no table in UTF-8 ({error}); download it again") from None
     return {_check_id(row[0].strip(), path): clean(";".join(row[1:])) for row in rows if row}
 
 
@@ -198,7 +176,7 @@ def usable_records(
     `made`: what made a checkpoint's features, for the command in the error where there are no features at all.
     Raises: UserError as `read_ready`, and where more than `max_missing` percent of the clips have no features.
     """
-    records, folder = read_ready(layout.data, split), layout.feature_folder(split)
+    records, folder = read_ready(layout.data, split), layout.features / split
     cached = {path.stem for path in folder.glob("*.pt")}
     found = [record for record in records if record["id"] in cached]
     missing = [record["id"] for record in records if record["id"] not in cached]
@@ -216,38 +194,26 @@ def usable_records(
 
 def _preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None) -> str:
     """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
-    words = ["python", "preprocess_something_something_v2.py", "--data", str(layout.data), "--splits", split]
-    config = cache.read_config(layout.features) or (CacheConfig.from_dict(made) if made else None)
-    if config is not None:
-        words += ["--encoder", config.encoder, "--num-frames", str(config.frames), *["--crop"] * config.crop]
-        words += ["--dtype", config.dtype, "--pool", str(config.pool)]
-    return shlex.join(words)
-
-
-@dataclass
-class Step:
-    """What one optimizer step reads: micro-batches of (clip id, its captions)."""
-
-    batches: list[list[tuple[str, list[str]]]]
-
-    @property
-    def captions(self) -> int:
-        """How many captions the step learns from, each counting the same."""
-        return sum(len(captions) for batch in self.batches for _, captions in batch)
+    words = ["python", "preprocess_something_something_v2.py", "--data", layout.data, "--splits", split]
+    if config := cache.read_config(layout.features) or (made and CacheConfig.from_dict(made)):
+        words += ["--encoder", config.encoder, "--num-frames", config.frames, *["--crop"] * config.crop]
+        words += ["--dtype", config.dtype, "--pool", config.pool]
+    return shlex.join(map(str, words))
 
 
 def plan_epoch(
     records: list[Record], batch_size: int, accumulate: int, captions_per_clip: int, seed: int, epoch: int
-) -> list[Step]:
-    """An epoch's optimizer steps, the same in every process, so that any number of them can resume anywhere.
+) -> list[list[Batch]]:
+    """An epoch's optimizer steps, each of up to `accumulate` batches.
 
-    The clips' order depends on run and epoch only, a clip's captions on run, epoch and clip.
+    The same in every process, so that any number of them can resume anywhere: the clips' order depends on run and
+    epoch only, a clip's captions on run, epoch and clip.
     """
     order = sorted(records, key=lambda record: record["id"])
     random.Random(f"{seed} {epoch}").shuffle(order)
     drawn = [(record["id"], draw_captions(record, captions_per_clip, seed, epoch)) for record in order]
     batches = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
-    return [Step(batches[start : start + accumulate]) for start in range(0, len(batches), accumulate)]
+    return [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
 
 
 def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str]:
@@ -258,16 +224,18 @@ def draw_captions(record: Record, count: int, seed: int, epoch: int) -> list[str
 
 
 def records_that_fit(
-    records: list[Record], room: int, tokenize: Callable[[str], list[int]]
+    records: list[Record], room: int | None, tokenize: Callable[[str], list[int]]
 ) -> tuple[list[Record], int]:
-    """Records without the captions of more than `room` tokens, which a language model has no positions for.
+    """Records without the captions of more than `room` tokens, and how many captions were left out.
 
-    Returns the records that have a caption left, and how many captions were left out.
+    `room`: what a language model has positions for. Raises: UserError where no caption is left.
     """
     dropped = 0
-    for record in records:
+    for record in records if room is not None else ():
         # A token is at least one byte: only long captions need to be counted in tokens.
         fits = [text for text in record["label"] if len(text.encode()) < room or len(tokenize(text)) <= room]
         dropped += len(record["label"]) - len(fits)
         record["label"] = fits
+    if not any(record["label"] for record in records):
+        raise UserError(f"the language model has positions for {room} tokens of a caption: use fewer --num-queries")
     return [record for record in records if record["label"]], dropped

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 from torch import Tensor
 
 import dataset
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
     if context.is_main:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     check_same_features(config["features"], layout.features, args.checkpoint, config.get("published", False))
     with Interrupts(at_once=True):
         context.check_equal([record["id"] for record in records], f"{args.split} clips")
-        folder = layout.feature_folder(args.split)
+        folder = layout.features / args.split
         result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context))
     if context.is_main:
         write(args, result, layout, captioner)
@@ -62,11 +63,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
+    add = parser.add_argument_group("running").add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
-    cli.add_device(running)
+    add("--device", help=cli.DEVICE)
     add("--batch-size", type=cli.count, default=64, help="clips that are captioned at once")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that one clip may take to decode")
     add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, and 0.01 a caption")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 from tqdm import tqdm
 
 import dataset
@@ -85,12 +86,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--results", type=Path, default=Path("results"), help="everything is written to RESULTS/inference")
     add("--gif", action="store_true", help="also write each clip as an animated GIF with its caption under it")
     add("--copy-videos", action="store_true", help="copy the videos beside the page, to publish it")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
+    add = parser.add_argument_group("running").add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
     add("--workers", type=cli.whole, default=min(4, os.cpu_count() or 1), help="processes that decode; 0: this one")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
-    cli.add_device(running)
+    add("--device", help=cli.DEVICE)
     args = parser.parse_args(argv)
     if args.stride and not args.window:
         raise UserError("--stride is the step between windows: give --window SECONDS as well")
@@ -135,9 +135,6 @@ def tell(clip: Clip) -> None:
         lines.append(clip.warning)
     for line in lines:
         tqdm.write(files.printable(f"{clip.id}: {line}"))
-
-
-# ---- results ----
 
 
 @dataclass

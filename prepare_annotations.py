@@ -11,7 +11,7 @@ from runtime import cli, files
 def main(argv: list[str] | None = None) -> None:
     """Write annotations/train_ready.json, val_ready.json and, where its answers are at hand, test_ready.json."""
     args = parse(argv)
-    layout = dataset.check_data(args.data)
+    layout = dataset.Layout(args.data)
     paraphrases = dataset.read_paraphrases(args.paraphrases, args.data)
     labelled = {split: dataset.read_split(args.data, split) for split in ("train", "validation")}
     if answers := dataset.read_answers(args.data):
@@ -22,9 +22,9 @@ def main(argv: list[str] | None = None) -> None:
         ready = caption_lists(records, paraphrases if split == "train" else {})
         if not ready:
             raise files.UserError(f"the {split} labels hold no clip with a caption; download them again")
-        files.write_json(layout.ready(split), ready)
+        files.write_json(path := layout.annotations / dataset.READY[split], ready)
         captions, left_out = sum(len(record["label"]) for record in ready), len(records) - len(ready)
-        print(f"{layout.ready(split)}: {len(ready):,} clips, {captions:,} captions; {left_out:,} clips have none")
+        print(f"{path}: {len(ready):,} clips, {captions:,} captions; {left_out:,} clips have none")
     if not paraphrases:
         print("no paraphrases were found: each training clip has its label alone")
 

@@ -5,40 +5,32 @@ Worker processes decode, this process encodes, threads write. Interrupt it at an
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
-from collections import Counter
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
 from tqdm import tqdm
 
 import dataset
 from features import cache
-from features.cache import CacheConfig
-from features.writer import Writer
+from features.cache import CacheConfig, Packed
 from models.vjepa2 import DEFAULT_ENCODER, VideoEncoder
 from runtime import cli, files
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
-from runtime.signals import Interrupted, Interrupts
+from runtime.signals import Interrupts
 from video.workers import Workers, batches
 
 NAMED = 20  # failures that the closing summary names; all of them are in failures.jsonl
+WRITERS = 8  # threads; each waits for the disk most of its time
 
-
-class Clip(NamedTuple):
-    """One clip to encode."""
-
-    split: str
-    id: str
-    video: Path
-
-
-Failures = dict[tuple[str, str], str]  # (split, id): reason
+Clip = tuple[Path, Path]  # the file of its features, and its video
+Failures = dict[Path, str]  # the reason, by the file of the features that there are not
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=cli.count, help="clips encoded at once (default: by the tokens of a clip, at most 16)")
     add("--workers", type=cli.count, default=cores(), help="processes that decode, for each process that encodes")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding one clip may take")
-    cli.add_device(parser)
+    add("--device", help=cli.DEVICE)
     return parser.parse_args(argv)
 
 
@@ -74,33 +66,27 @@ def cores() -> int:
 
 def preprocess(args: argparse.Namespace, context: DistributedContext, workers: Workers) -> int:
     """The whole stage; returns the exit code."""
-    splits = {split: [r["id"] for r in dataset.read_split(args.data, split)] for split in dict.fromkeys(args.splits)}
+    splits = {split: [r["id"] for r in dataset.read_split(args.data, split)] for split in args.splits}
     layout = dataset.Layout(args.data)
     encoder = VideoEncoder(args.encoder, context.device, args.num_frames, args.crop)
-    cache.check_pool(encoder.grid, args.pool)
+    if (side := encoder.grid[1]) % args.pool:
+        raise UserError(f"--pool {args.pool} does not divide the {side} x {side} patches of this encoder; use --pool 1")
     config = encoder.cache_config(args.dtype, args.pool)
     plan = make_plan(splits, layout, config) if context.is_main else None
     clips, missing = context.gather(plan)[0]  # all ranks share one list, whatever other runs write meanwhile
-    failures: Failures = {}
+    failures = dict(missing)
     try:
         with Interrupts(at_once=True):  # every file is whole or not there at any moment
-            encode_clips(context, clips, failures, encoder, config, layout, args.batch_size, workers)
-    except Interrupted as interrupted:
-        write_failures(failures | missing, splits, layout)
-        context.print_main(f"{interrupted}: what is encoded is kept; the same command goes on from there")
-        return interrupted.code
-    for others in context.gather(failures):
-        failures |= others
-    if context.is_main:
-        write_failures(failures | missing, splits, layout)
-        summarize(len(clips), failures, layout)
+            encode_clips(context, clips, failures, encoder, config, args.batch_size, workers)
+            for others in context.gather(failures):
+                failures |= others
+    finally:
+        if context.is_main:
+            write_failures(failures, layout, splits)
+    context.print_main(f"encoded {len(clips) + len(missing) - len(failures)} clips into {layout.features}")
     context.close()
     if missing and context.is_main:
-        split, clip_id = next(iter(missing))
-        raise UserError(
-            f"{len(missing)} clips of the labels have no video (the first: {clip_id} of {split}) in {layout.videos}; "
-            "all others are done: add the videos and run this again, or take the ids out of the labels"
-        )
+        raise UserError(f"{len(missing)} clips have no video in {layout.videos}; add these, and run this once more")
     return 0
 
 
@@ -110,7 +96,6 @@ def encode_clips(
     failures: Failures,
     encoder: VideoEncoder,
     config: CacheConfig,
-    layout: dataset.Layout,
     batch_size: int | None,
     workers: Workers,
 ) -> None:
@@ -120,29 +105,39 @@ def encode_clips(
     """
     if not (clips := context.shard(clips)):
         return
-
-    def path_of(clip: Clip) -> Path:
-        return layout.feature_folder(clip.split) / f"{clip.id}.pt"
-
     # Asked again when its turn comes: another run in this folder may have encoded it by now.
-    jobs = ((clip, clip.video) for clip in clips if not cache.is_cached(path_of(clip), config))
+    jobs = (clip for clip in clips if not cache.is_cached(clip[0], config))
     decoded = workers.read_clips(jobs, encoder.transform, encoder.frames)
     size = encoder.prepare(batch_size)
+    writing: deque[Future] = deque()
     with (
         tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if context.is_main else True) as bar,
-        Writer(failures) as writer,
+        ThreadPoolExecutor(WRITERS) as writers,
     ):
         for batch in batches(decoded, size):
-            for clip, _, error, warning, *_ in batch:
+            for path, _, error, warning, *_ in batch:
                 if reason := error or (warning and f"{warning}; download it again"):
-                    failures[clip.split, clip.id] = reason
-            whole = [clip for clip in batch if (clip.key.split, clip.key.id) not in failures]
+                    failures[path] = reason
+            whole = [clip for clip in batch if clip.key not in failures]
             if whole:
                 features = encoder.encode(torch.stack([clip.frames for clip in whole]))  # (B, N, D)
-                keys = [((clip.key.split, clip.key.id), path_of(clip.key)) for clip in whole]
-                writer.write(keys, cache.quantize(features, config.dtype, config.pool, encoder.grid))
+                for clip, tokens in zip(whole, features, strict=True):
+                    packed = cache.quantize(tokens, config.dtype, config.pool, encoder.grid)
+                    writing.append(writers.submit(save, clip.key, packed, failures))
+            while len(writing) > 2 * size:  # a disk slower than the encoder must not fill the memory
+                writing.popleft().result()
             bar.update(len(batch))
+        for written in writing:
+            written.result()
         bar.update(len(clips) - bar.n)  # what another run encoded
+
+
+def save(path: Path, packed: Packed, failures: Failures) -> None:
+    """Write one clip's features, or why they cannot be kept."""
+    try:
+        cache.save(path, packed)
+    except ValueError as error:
+        failures[path] = str(error)
 
 
 def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: CacheConfig) -> tuple[list[Clip], Failures]:
@@ -153,65 +148,45 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
     cache.check_config(layout.features, config)
     clips, missing, cached = [], {}, 0
     for split, ids in splits.items():
-        folder = layout.feature_folder(split)
         for clip_id in ids:
-            if cache.is_cached(folder / f"{clip_id}.pt", config):
+            path = layout.features / split / f"{clip_id}.pt"
+            if cache.is_cached(path, config):
                 cached += 1
             elif (video := layout.video(clip_id)) is not None:
-                clips.append(Clip(split, clip_id, video))
+                clips.append((path, video))
             else:
-                missing[split, clip_id] = "there is no video"
+                missing[path] = "there is no video"
     if missing and not clips and not cached:
         raise UserError(f"there is no video of any clip in {layout.videos}; put SSv2's <id>.webm files there")
     size = cache.bytes_per_clip(config)
-    total = len(clips) + len(missing) + cached
-    print(
-        f"{total} clips ({', '.join(splits)}): {cached} cached, {len(clips)} to encode"
-        + (f", {len(missing)} without a video" if missing else "")
-        + f"; {size:,} bytes a clip, {human(size * len(clips))} to write, {human(size * total)} in all",
-        flush=True,
-    )
-    disk = next(place for place in (layout.features, *layout.features.absolute().parents) if place.exists())
-    free = shutil.disk_usage(disk).free
-    if free < len(clips) * math.ceil(size / 4096) * 4096:  # disks give out whole blocks
+    needed = tqdm.format_sizeof(len(clips) * size, "B")
+    without = f", {len(missing)} without a video" if missing else ""
+    print(f"{', '.join(splits)}: {cached} clips cached, {len(clips)} to encode{without}; {needed} to write", flush=True)
+    free = shutil.disk_usage(layout.features if layout.features.exists() else layout.data).free
+    if free < len(clips) * (size + 4096):  # disks give out whole blocks
         raise UserError(
-            f"the disk of {layout.features} has {human(free)} free, the features need {human(size * len(clips))}; free "
-            "some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
+            f"the disk of {layout.features} has {tqdm.format_sizeof(free, 'B')} free, the features need {needed}; "
+            "free some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
         )
-    cache.claim_config(layout.features, config)
-    for folder in (layout.features, *map(layout.feature_folder, splits)):
-        for unfinished in folder.glob(".*.tmp"):  # by a run that was killed
-            unfinished.unlink(missing_ok=True)
+    if not cache.check_config(layout.features, config):  # asked again: another run may have begun meanwhile
+        files.write_json(layout.features / "config.json", config.to_dict())
+    files.remove_unfinished(layout.features)
     random.Random().shuffle(clips)  # two runs that meet in one folder work on different clips until few are left
     return clips, missing
 
 
-def human(count: int) -> str:
-    """Bytes as people say them: 8.39MB."""
-    return tqdm.format_sizeof(count, "B")
-
-
-def write_failures(failures: Failures, splits: dict[str, list[str]], layout: dataset.Layout) -> None:
-    """features/<split>/failures.jsonl, in the labels' order; none where nothing failed."""
-    for split, ids in splits.items():
-        path = layout.feature_folder(split) / "failures.jsonl"
-        rows = [{"id": clip_id, "reason": failures[split, clip_id]} for clip_id in ids if (split, clip_id) in failures]
-        if rows:
-            files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        else:
+def write_failures(failures: Failures, layout: dataset.Layout, splits: dict[str, list[str]]) -> None:
+    """Write features/<split>/failures.jsonl, none where nothing failed, and name the first ones."""
+    for split in splits:
+        path = layout.features / split / "failures.jsonl"
+        rows = [{"id": of.stem, "reason": failures[of]} for of in sorted(failures) if of.parent == path.parent]
+        if not rows:
             path.unlink(missing_ok=True)
-
-
-def summarize(count: int, failures: Failures, layout: dataset.Layout) -> None:
-    """Say what was encoded, and name what was not."""
-    print(f"encoded {count - len(failures)} clips into {layout.features}")
-    if failures:
-        print(f"{len(failures)} clips failed:")
-        for reason, times in Counter(failures.values()).most_common(NAMED):
-            print(f"  {times} x {files.printable(reason)}")
-        for (split, clip_id), reason in sorted(failures.items())[:NAMED]:
-            print(f"  {split}/{clip_id}: {files.printable(reason)}")
-        print(f"all of them: {layout.features}/<split>/failures.jsonl; they are tried again when this is run again")
+            continue
+        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        print(f"{len(rows)} clips of {split} failed: {path}; they are tried again when this is run again")
+        for row in rows[:NAMED]:
+            print(f"  {row['id']}: {files.printable(row['reason'])}")
 
 
 if __name__ == "__main__":

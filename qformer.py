@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
@@ -207,13 +208,17 @@ class VideoCaptioner(
         """`language_model.build_inputs`; captions are cut off where there are no more positions."""
         ids = [self.caption_ids(caption)[: self.max_caption_tokens] for caption in captions]
         inputs, labels = language.build_inputs(ids, self.eos_id)
-        return inputs.to(self.device), labels.to(self.device)
+        return self._send(inputs), self._send(labels)
+
+    def _send(self, values: Any) -> Tensor:
+        """Numbers on the device; this process does not wait until they are there."""
+        return torch.as_tensor(values).to(self.device, non_blocking=True)
 
     def prefix(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """[BOS | visual tokens | prompt] as embeddings: (B, N, D) -> (B, P, C)."""
         visual = self.qformer(features, mask)  # (B, Q, C)
-        ids = torch.tensor(self.bos_ids + self.prompt_ids, dtype=torch.long, device=self.device)
-        text = self.lm.get_input_embeddings()(ids).expand(len(visual), -1, -1)
+        ids = torch.tensor(self.bos_ids + self.prompt_ids, dtype=torch.long)
+        text = self.lm.get_input_embeddings()(self._send(ids)).expand(len(visual), -1, -1)
         bos, prompt = text.tensor_split([len(self.bos_ids)], dim=1)
         return torch.cat([bos, visual.to(text.dtype), prompt], dim=1)
 
@@ -226,7 +231,7 @@ class VideoCaptioner(
         (default: the mean); `mask`: bool (B, N), True for real patch tokens.
         """
         nll = self.per_caption_nll(features, captions, mask)
-        return nll.mean() if weights is None else (nll * torch.tensor(weights, device=nll.device)).sum()
+        return nll.mean() if weights is None else (nll * self._send(weights)).sum()
 
     def per_caption_nll(self, features: Tensor, captions: Captions, mask: Tensor | None = None) -> Tensor:
         """Each caption's own loss, in the captions' order: (all captions,); arguments as `loss`.
@@ -236,7 +241,7 @@ class VideoCaptioner(
         rows = [[row] if isinstance(row, str) else row for row in captions]
         ids, labels = self._build_inputs(caption for row in rows for caption in row)
         with self._autocast():
-            counts = torch.tensor([len(row) for row in rows], device=self.device)
+            counts = self._send([len(row) for row in rows])
             prefix = self.prefix(features, mask).repeat_interleave(counts, dim=0, output_size=len(ids))
             return language.mean_nll(self.lm, prefix, ids, labels)
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -16,7 +17,6 @@ from evaluation.captioning import SplitReader, dequantize_for
 from features import cache
 from features.reader import feature_batches
 from models import checkpoint, language_model
-from models.checkpoint import Checkpoint
 from qformer import QFormer, VideoCaptioner
 from runtime import cli, files
 from runtime.distributed import DistributedContext, Lost
@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, context: DistributedContext) -> None:
         """Whatever a run needs, checked before its first step. Raises: UserError for what does not fit."""
-        self.args, self.context, self.layout = args, context, dataset.check_data(args.data)
+        self.args, self.context, self.layout = args, context, dataset.Layout(args.data)
         self.best = args.checkpoint.with_name(f"{args.checkpoint.stem}_best.pt")
         self.epoch, self.step = 0, 0  # epochs done, and optimizer steps since
         self.total, self.captions = 0.0, 0  # the sum of the losses of the captions of these steps, and how many
@@ -46,7 +46,10 @@ class Run:
         made, splits = saved and saved.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
         self.captioner = self.make_captioner(saved)
-        self.leave_out_long_captions()
+        fits = self.captioner.max_caption_tokens, self.captioner.caption_ids
+        self.records["train"], dropped = records_that_fit(self.records["train"], *fits)
+        if dropped:
+            context.print_main(f"train: {dropped:,} captions are longer than {args.llm} can read and are left out")
         # Fused: the other forms hold copies of their largest parameters, at the moment when memory is fullest.
         parameters = list(self.captioner.qformer.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -60,14 +63,14 @@ class Run:
         # Processors of another make draw other initial weights.
         context.broadcast(parameter.data for parameter in parameters)
 
-    def make_captioner(self, saved: Checkpoint | None) -> VideoCaptioner:
+    def make_captioner(self, saved: checkpoint.Checkpoint | None) -> VideoCaptioner:
         """The frozen language model with a new Q-Former, or a checkpoint's; a clip's features tell their width."""
         args, features = self.args, self.layout.features
         lm, tokenizer = language_model.load(args.llm, self.context.device)
         torch.manual_seed(args.seed)
         keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
         sizes = {key: getattr(args, key) for key in keys}
-        first = cache.load(self.layout.feature_folder("train") / f"{self.records['train'][0]['id']}.pt")
+        first = cache.load(self.layout.features / "train" / f"{self.records['train'][0]['id']}.pt")
         qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
         made = cache.read_config(features)
         config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
@@ -77,39 +80,26 @@ class Run:
             if args.published_captions and before["caption_space"]:
                 raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
             config["caption_space"] = before["caption_space"]
-        captioner = VideoCaptioner(lm, tokenizer, qformer, config=config)
-        if saved is not None:
-            captioner.restore(saved, args.checkpoint)
-        return captioner
-
-    def leave_out_long_captions(self) -> None:
-        """Train without the captions that the language model has no positions for."""
-        room, llm = self.captioner.max_caption_tokens, self.args.llm
-        if room is None:
-            return
-        self.records["train"], dropped = records_that_fit(self.records["train"], room, self.captioner.caption_ids)
-        if not self.records["train"]:
-            raise UserError(f"{llm} has too few positions for --num-queries {self.args.num_queries}; use fewer")
-        if dropped:
-            self.context.print_main(f"train: {dropped:,} captions are longer than {llm} can read and are left out")
+        return VideoCaptioner(lm, tokenizer, qformer, config=config)
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
-        keys = (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)
-        return {**{key: getattr(self.args, key) for key in keys}, "clips": len(self.records["train"])}
+        flags = {key: getattr(self.args, key) for key in (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)}
+        return {**flags, "clips": len(self.records["train"])}
 
     def save(self, path: Path | None = None, optimizer: bool = True) -> None:
         """Write all that a run needs to go on bit for bit, as of its last optimizer step."""
         progress = {"step": self.step, "total": self.total, "captions": self.captions}
         progress |= {"run": self.settings(), "history": self.history}
         weights, state = self.captioner.qformer.state_dict(), self.optimizer.state_dict() if optimizer else None
-        if self.context.is_main:
-            saved = Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
+        if self.context.is_main and not self.args.eval_only:
+            saved = checkpoint.Checkpoint(self.captioner.config, weights, self.epoch, state, progress)
             checkpoint.write(path or self.args.checkpoint, saved)
 
-    def resume(self, saved: Checkpoint) -> None:
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go to the place in the run that a checkpoint was saved at."""
         args, progress, now = self.args, saved.progress, self.settings()
+        self.captioner.restore(saved, args.checkpoint)
         self.epoch, self.history = saved.epoch, list(progress.get("history", []))
         if progress.get("step"):
             self.step, self.total, self.captions = progress["step"], progress["total"], progress["captions"]
@@ -117,10 +107,8 @@ class Run:
             for key, value in before.items():  # older checkpoints hold only some
                 flag = f"--{key.replace('_', '-')}" if key != "clips" else "the number of training clips"
                 if key not in MAY_CHANGE and not args.eval_only:
-                    raise UserError(
-                        f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}; "
-                        "go on with the same, or start anew with another --checkpoint"
-                    )
+                    place = f"{args.checkpoint} was saved within an epoch, with {flag} at {value!r:.80}, now {now[key]}"
+                    raise UserError(f"{place}; go on with the same, or start anew with another --checkpoint")
                 self.context.print_main(f"note: {flag} was {value} until here, and is {now[key]} from here on")
         if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
             self.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
@@ -139,7 +127,7 @@ class Run:
             self.context.print_main(f"{self.best} is another run's: it is {aside} now, and this run starts its own")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Train, or go on training from the checkpoint that is there."""
     args = parse(argv)
     run = Run(args, DistributedContext(args.device))
@@ -149,16 +137,11 @@ def main(argv: list[str] | None = None) -> int:
             run.context.print_main(f"epoch {run.epoch}: val_loss={line['val_loss']:.4f}, CIDEr={line['CIDEr']:.4f}")
         else:
             train(run)
-    except (Interrupted, Lost) as stop:
-        if not args.eval_only:
-            run.save()
-        if isinstance(stop, Lost):
-            raise
-        saved = f"saved {args.checkpoint}; the same command goes on from there"
-        run.context.print_main(f"{stop}: {'nothing was written' if args.eval_only else saved}")
-        return stop.code
+    except (Interrupted, Lost):
+        run.save()
+        run.context.print_main(f"the same command goes on from {args.checkpoint}")
+        raise
     run.context.close()
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -188,8 +171,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mlp-ratio", type=cli.count, default=4, help="the MLP's width, in embedding widths")
     add("--dropout", type=cli.probability, default=0.1, help="dropout on the attention")
     add("--mlp-dropout", type=cli.probability, default=0.3, help="dropout in the MLP")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
+    add = parser.add_argument_group("running").add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="written here, and gone on from if there")
     add("--results", type=Path, default=Path("results"), help="folder for predictions, curves and the page")
     add("--eval-batch-size", type=cli.count, default=64, help="clips that are captioned at once for validation")
@@ -197,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--save-every", type=cli.count, default=50, help="optimizer steps between checkpoints within an epoch")
     add("--workers", type=cli.whole, default=2, help="processes that read features ahead; 0: this one reads")
     add("--eval-only", action="store_true", help="only validate the checkpoint that is there")
-    cli.add_device(running)
+    add("--device", help=cli.DEVICE)
     return parser.parse_args(argv)
 
 
@@ -215,11 +197,9 @@ def get_lr(step: int, total: int, highest: float, schedule: str, warmup: float) 
 def train(run: Run) -> None:
     """All epochs that are not done yet."""
     args, context, records = run.args, run.context, run.records
-    context.print_main(
-        f"{sum(parameter.numel() for parameter in run.captioner.qformer.parameters()):,} parameters train on "
-        f"{len(records['train']):,} clips, validated on {len(records['validation']):,}; "
-        f"{context.world_size} process(es), {context.device}"
-    )
+    count = sum(parameter.numel() for parameter in run.captioner.qformer.parameters())
+    clips, ranks = len(records["train"]), context.world_size
+    context.print_main(f"{count:,} parameters train on {clips:,} clips; {ranks} process(es), {context.device}")
     if run.epoch >= args.epochs:
         context.print_main(f"all {args.epochs} epochs are done: raise --epochs to train on")
     while run.epoch < args.epochs:
@@ -239,8 +219,8 @@ def train_epoch(run: Run) -> None:
     parameters = list(captioner.qformer.parameters())
     sizes = (args.batch_size, args.accumulate, args.captions_per_clip)
     steps = plan_epoch(run.records["train"], *sizes, args.seed, run.epoch)  # the same in every process
-    folder = run.layout.feature_folder("train")
-    shards = [context.shard(batch) for step in steps[run.step :] for batch in step.batches]
+    folder = run.layout.features / "train"
+    shards = [context.shard(batch) for step in steps[run.step :] for batch in step]
     ids = [[clip_id for clip_id, _ in shard] for shard in shards if shard]
     batches = iter(feature_batches(folder, ids, args.workers, context.device.type == "cuda"))
     captioner.train()
@@ -255,33 +235,32 @@ def train_epoch(run: Run) -> None:
             torch.manual_seed(hash((args.seed, run.epoch, run.step, context.rank)) % 2**63)
             optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros((), dtype=torch.float64, device=context.device)
-            for batch in step.batches:
+            count = sum(len(captions) for batch in step for _, captions in batch)  # each of them counts the same
+            for batch in step:
                 if context.world_size == 1:  # many ranks stop together, at the end of a step
                     run.interrupts.check()
                 if clips := context.shard(batch):
                     features = dequantize_for(captioner, next(batches), folder)  # (B, N, D)
                     captions = [captions for _, captions in clips]
-                    part = captioner.loss(features, captions, [1 / step.captions] * sum(map(len, captions)))
+                    part = captioner.loss(features, captions, [1 / count] * sum(map(len, captions)))
                     part.backward()
                     loss += part.detach().double()
             context.sum_gradients(parameters)
-            loss, stop = context.all_reduce(torch.stack([loss, loss.new_tensor(run.interrupts.received or 0)])).tolist()
+            norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
+            sums = context.all_reduce(torch.stack([loss, torch.full_like(loss, run.interrupts.received or 0)]))
+            loss, stop, norm = torch.cat([sums, norm.double().view(1)]).tolist()  # the step's one wait for a GPU
             if stop:
                 run.interrupts.check(others=True)
-
-            norm = nn.utils.clip_grad_norm_(parameters, args.grad_clip or math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
-                ids = " ".join(clip_id for batch in step.batches for clip_id, _ in batch)
-                raise UserError(
-                    f"the loss is not finite ({loss}, gradient {norm:g}) at epoch {run.epoch + 1}, step "
-                    f"{run.step + 1}, clips {ids}; {args.checkpoint} holds the last good state: check these clips' "
-                    "features, lower --lr, or set --grad-clip"
-                )
+                ids = " ".join(clip_id for batch in step for clip_id, _ in batch)
+                place = f"epoch {run.epoch + 1}, step {run.step + 1}, clips {ids}"
+                advice = f"{args.checkpoint} is as before: check these clips, lower --lr, or set --grad-clip"
+                raise UserError(f"the loss is not finite ({loss}, gradient {norm:g}) at {place}; {advice}")
             optimizer.step()
 
             run.step += 1
-            run.total += loss * step.captions
-            run.captions += step.captions
+            run.total += loss * count
+            run.captions += count
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
             if run.step % args.save_every == 0 and run.step < len(steps):
@@ -306,7 +285,7 @@ def finish_epoch(run: Run) -> None:
 def validate(run: Run, epoch: int) -> dict[str, float]:
     """Loss and CIDEr of the validation split; the captions are written by clip id."""
     args, records = run.args, run.records["validation"]
-    folder = run.layout.feature_folder("validation")
+    folder = run.layout.features / "validation"
     reader = SplitReader(run.captioner, records, folder, args.eval_batch_size, run.context, run.interrupts.check)
     loss, predictions = reader.loss_and_captions(args.max_new_tokens)
     score = 0.0

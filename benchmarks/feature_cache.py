@@ -89,7 +89,7 @@ def sample_features(data: Path, flags: str, clips: int) -> tuple[Tensor, cache.G
     """Features (B, N, D) of the sample's validation clips from its own encoder."""
     args = preprocess.parse(shlex.split(flags))
     encoder = VideoEncoder(args.encoder, "cpu", args.num_frames)
-    layout = dataset.check_data(data)
+    layout = dataset.Layout(data)
     chosen = [layout.video(record["id"]) for record in dataset.read_split(data, "validation")[:clips]]
     frames = [read_clip(path, encoder.frames, encoder.transform)[0] for path in chosen]
     return encoder.encode(torch.stack(frames)), encoder.grid
@@ -130,7 +130,7 @@ def scores(args: argparse.Namespace) -> list[list[str]]:
 
 def encoded(data: Path, folder: Path, flags: str) -> Path:
     """The dataset `data` in `folder` with features of its own, by links to its videos and labels."""
-    layout = dataset.check_data(data)
+    layout = dataset.Layout(data)
     if not layout.videos.is_dir():
         raise UserError(f"there are no videos in {layout.videos}; make demo renders the sample")
     folder.mkdir(parents=True)
@@ -138,7 +138,7 @@ def encoded(data: Path, folder: Path, flags: str) -> Path:
         if entry.name not in (layout.features.name, layout.annotations.name):
             (folder / entry.name).symlink_to(entry.resolve())
     prepare_annotations.main(["--data", str(folder)])
-    splits = [split for split in dataset.SPLITS if dataset.Layout(folder).ready(split).exists()]
+    splits = [split for split in dataset.SPLITS if (dataset.Layout(folder).annotations / dataset.READY[split]).exists()]
     preprocess.main(["--data", str(folder), "--splits", *splits, *shlex.split(flags)])
     return folder
 

@@ -253,6 +253,10 @@ class WordTokenizer:
         words = re.findall(r"\w+|[^\w\s]", text)
         return SimpleNamespace(input_ids=[1 + sum(word.encode()) % (self.vocabulary - 1) for word in words])
 
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        """As transformers' tokenizers are called."""
+        return [" ".join(map(str, row)) for row in rows]
+
 
 def lm_of(size: Size) -> nn.Module:
     """Qwen2 with made-up weights in float32; at real size 6 GB, in seconds (drawing them takes a minute)."""

@@ -1,8 +1,11 @@
-"""How near preprocessing is to its limit: all of it, against encoding alone and decoding alone; its memory over time.
+"""How near preprocessing is to its limit, and what long runs and long videos take of the memory.
 
 Clips are 240 pixels high and VP9 in WebM, as Something-Something V2's, drawn here; the encoder is a random V-JEPA 2.
 Wall time is that of preprocess_something_something_v2.py from its first line to its last, models loaded and workers
 started. The limit is the largest of encoding alone, decoding alone / workers, and their CPU seconds together / cores.
+
+`--minutes`: `infer.py --window` on made-up videos of those lengths. The Q-Former is not trained, the other two models
+are the sample's: none of that changes what is in memory. Decoders count too.
 """
 
 import argparse
@@ -14,13 +17,19 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 import dataset
+import infer
 import preprocess_something_something_v2 as preprocess
 from benchmarks import measure
+from models import checkpoint
+from models.language_model import PROMPT
 from models.vjepa2 import VideoEncoder
+from qformer import QFormer
 from runtime import cli, files
 from sample import __main__ as sample
 from video.reader import read_clip
@@ -28,6 +37,7 @@ from video.reader import read_clip
 SIZE = (320, 240)
 FRAMES = 48  # of a clip: four seconds of 12 a second
 DRAWN = 24  # different clips; the rest are copies
+FPS = 12  # of the long videos
 
 
 def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) -> Path:
@@ -41,8 +51,9 @@ def draw(number: int, clip: sample.Clip, size: tuple[int, int], folder: Path) ->
 
 def make_data(data: Path, clips: int, size: tuple[int, int] = SIZE) -> list[Path]:
     """A training split of `clips` clips of `size` (width, height), `DRAWN` different ones; the files."""
+    data.mkdir(parents=True, exist_ok=True)
     layout = dataset.Layout(data)
-    layout.videos.mkdir(parents=True)
+    layout.videos.mkdir()
     chosen = list(sample.choose_clips({"train": min(clips, DRAWN)}, 0)["train"].values())
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         paths = list(pool.map(draw, range(len(chosen)), chosen, [size] * len(chosen), [layout.videos] * len(chosen)))
@@ -110,6 +121,56 @@ def long_run(work: Path, clips: int, threads: int) -> tuple[float, float]:
     return memory.early_and_late
 
 
+def make_video(path: Path, minutes: float, width: int, height: int) -> None:
+    """A square that crosses the picture again and again, another colour each time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(round(minutes * 60 * FPS)):
+            picture = np.full((height, width, 3), 90, np.uint8)
+            left = 4 * i % (width - 40)
+            picture[height // 3 : height // 3 + 40, left : left + 40] = np.random.default_rng(i // 60).integers(
+                0, 255, 3
+            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_checkpoint(path: Path) -> None:
+    """The sample's Q-Former before its first step."""
+    torch.manual_seed(0)
+    encoder = VideoEncoder(str(measure.SAMPLE / "vjepa2"), "cpu", 8)
+    qformer = QFormer(num_queries=16, dim=128, visual_dim=128)
+    features = encoder.cache_config("float16", 1).to_dict()
+    config = {"llm": str(measure.SAMPLE / "qwen2"), "prompt": PROMPT, "features": features}
+    checkpoint.write(path, checkpoint.Checkpoint({**config, "qformer": qformer.config}, qformer.state_dict()))
+
+
+def caption(work: Path, video: Path, flags: list[str], threads: int) -> tuple[float, float, int]:
+    """Seconds, bytes of all processes at their peak, and captions of one run."""
+    torch.set_num_threads(threads)
+    words = ["--checkpoint", str(work / "checkpoint.pt"), "--video", str(video), "--results", str(work / video.stem)]
+    begun = time.perf_counter()
+    with measure.Memory() as memory:
+        if code := infer.main([*words, *flags]):
+            raise RuntimeError(f"infer.py ended with {code}")
+    took = time.perf_counter() - begun
+    windows = files.read_json(work / video.stem / "inference" / f"{video.stem}.json", "the timeline")["windows"]
+    return took, max(memory.values), len(windows)
+
+
+def long_videos(args: argparse.Namespace, work: Path) -> list[list[str]]:
+    """Rows: seconds and the memory's peak of captioning videos of `args.minutes`."""
+    make_checkpoint(work / "checkpoint.pt")
+    rows, flags = [], ["--window", str(args.window), "--stride", str(args.stride)]
+    for minutes in args.minutes:
+        video = work / f"{minutes:g}.mp4"
+        make_video(video, minutes, args.width, args.height)
+        took, peak, windows = measure.in_child(caption, work, video, flags, args.threads)
+        rows.append([f"{minutes:g} min", f"{windows:,}", f"{took:.0f}", f"{peak / 1e6:.0f}"])
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print the tables."""
     parser = measure.parser(__doc__, runs=3)
@@ -122,9 +183,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--pixels", type=cli.count, default=128, help="that the encoder sees, each way")
     add("--frames", type=cli.count, default=16, help="sampled of a clip")
     add("--long", type=cli.count, metavar="CLIPS", help="instead: memory over a run of so many small clips")
+    add("--minutes", type=cli.positive, nargs="+", help="instead: infer.py --window on videos so long (10 120, say)")
+    add("--window", type=cli.positive, default=4.0, help="seconds, as infer.py's")
+    add("--stride", type=cli.positive, default=2.0, help="seconds, as infer.py's")
+    add("--width", type=cli.count, default=320, help="of the long videos, in pixels")
+    add("--height", type=cli.count, default=240, help="of the long videos, in pixels")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as work:
+        if args.minutes:
+            title = f"Captioning a long video, {args.width} x {args.height}, {FPS} fps"
+            header = ("video", "windows", "seconds", "MB at the peak, all processes")
+            measure.report(__file__, title, header, long_videos(args, Path(work)))
+            return
         if args.long:
             early, late = measure.in_child(long_run, Path(work), args.long, args.threads)
             row = [f"{early / 1e6:.1f}", f"{late / 1e6:.1f}", f"{100 * (late / max(early, 1) - 1):+.1f} %", "<= +5 %"]

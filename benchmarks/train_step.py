@@ -1,8 +1,12 @@
-"""A training step (forward, backward, AdamW): time, operations, captions a second and memory, against the reference.
+"""A training step and the Q-Former alone: time, operations, captions a second and memory, against the reference.
 
 The reference's step projects all patch tokens, makes logits at all positions and reads one caption a pass. Both have
 the same language model, initial weights and features, and dropout as in training. Captions a second count the
 reference's passes, one caption a clip each, against passes that read a clip once for all its captions.
+
+The Q-Former's forward and backward pass: absorbed cross-attention against projected keys and values. With dropout off
+both compute the same: outputs and gradients are compared as |difference| / |reference|, each tensor's norms (the key
+bias, whose gradient is zero but for rounding, is a part of in_proj_bias). With it on, each clip has queries of its own.
 
 The cost of Something-Something V2 is counted, not measured: operations at the published sizes, and hours at a rate
 that is for you to say: what your GPU sustains in half precision, a third to a half of what its maker prints.
@@ -10,6 +14,7 @@ that is for you to say: what your GPU sustains in half precision, a third to a h
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +29,7 @@ from features import cache
 from runtime import cli, files
 from tests.reference import textbook_loss
 
-PARTS = ("memory", "flops", "times", "cost", "long")
+PARTS = ("qformer", "memory", "flops", "times", "cost", "long")
 CLIPS = {"train": 168_913, "validation": 24_777}  # of Something-Something V2
 ENCODER = {  # real: facebook/vjepa2-vitl-fpc64-256; its predictor is not used
     "real": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "crop_size": 256},
@@ -33,6 +38,7 @@ ENCODER = {  # real: facebook/vjepa2-vitl-fpc64-256; its predictor is not used
 FRAMES = 32
 TOKENS = 12  # of a caption
 COUNTED_BATCH = 8  # clips in the batch whose FLOPs are counted
+WANTED = {"seconds": ">= 7 x", "GFLOP": ">= 6 x"}  # with dropout off, batch 8
 Step = Callable[[], Tensor]
 
 
@@ -87,6 +93,65 @@ def one_step(size: str, batch: int, captions: int | None) -> Step:
     return Sides(measure.SIZES[size], batch).step(captions)
 
 
+def forward_backward(qformer: nn.Module, batch: Tensor, weights: Tensor) -> Callable[[], Tensor]:
+    """One pass, with the gradients of the outputs' weighted sum: returns the outputs (B, Q, C)."""
+
+    def run() -> Tensor:
+        qformer.zero_grad(set_to_none=True)
+        outputs = qformer(batch)
+        (outputs * weights).sum().backward()
+        return outputs.detach()
+
+    return run
+
+
+def relative_error(one: Tensor, other: Tensor) -> float:
+    """|one - other| / |other|."""
+    return ((one - other).norm() / other.norm()).item()
+
+
+def qformer_pass(size: measure.Size, batch: int, which: int, dropout: bool = True) -> Callable[[], Tensor]:
+    """A pass of the absorbed (0) or the reference's (1) Q-Former, as in training unless `dropout` is False."""
+    model = measure.qformers(size)[which].train(dropout)
+    torch.manual_seed(1)
+    weights = torch.randn(batch, model.query_tokens.shape[1], size.lm["hidden_size"])
+    return forward_backward(model, measure.features(size, batch), weights)
+
+
+def one_pass(size: str, batch: int, which: int) -> Callable[[], Tensor]:
+    """`qformer_pass` for a process of its own; what libraries set up once is no part of it."""
+    qformer_pass(measure.SIZES["small"], batch, which)()
+    return qformer_pass(measure.SIZES[size], batch, which)
+
+
+def qformer_rows(size: str, batch: int, runs: int, threads: int) -> list[list[str]]:
+    """Rows of the Q-Former alone: time and operations with dropout off and on, memory, and how alike both are."""
+    rows, models = [], measure.qformers(measure.SIZES[size])
+    torch.manual_seed(1)
+    clips = measure.features(measure.SIZES[size], batch)
+    weights = torch.randn(batch, models[0].query_tokens.shape[1], models[0].query_tokens.shape[2])
+    outputs = [forward_backward(model.eval(), clips, weights)() for model in models]
+    pairs = list(zip(*(model.named_parameters() for model in models), strict=True))
+    errors = {name: relative_error(one.grad, other.grad) for (name, one), (_, other) in pairs}
+    for dropout in (False, True):
+        sides = [forward_backward(model.train(dropout), clips, weights) for model in models]
+        seconds = measure.times(dict(zip(("absorbed", "reference"), sides, strict=True)), runs)
+        label = "training mode, dropout on" if dropout else "dropout off"
+        spreads = [measure.spread(seconds[name]) for name in ("reference", "absorbed")]
+        gain = measure.paired(seconds["reference"], seconds["absorbed"])
+        rows.append([f"seconds, {label}", *spreads, f"{gain:.2f} x", "" if dropout else WANTED["seconds"]])
+        passes = [partial(qformer_pass, measure.SIZES[size], batch, which, dropout) for which in (1, 0)]
+        counted = [measure.flops(prepare) / 1e9 for prepare in passes]
+        shown = [f"{counted[0]:.4g}", f"{counted[1]:.4g}", f"{counted[0] / counted[1]:.2f} x"]
+        rows.append([f"GFLOP, {label}", *shown, "" if dropout else WANTED["GFLOP"]])
+    peaks = [measure.peak_memory(one_pass, size, batch, which, threads=threads, times=1) / 1e6 for which in (1, 0)]
+    gain = f"{peaks[0] / max(peaks[1], 1e-6):.2f} x"
+    rows.append(["peak MB above the weights, training mode", f"{peaks[0]:,.0f}", f"{peaks[1]:,.0f}", gain, ""])
+    rows.append(["outputs, relative error", "", "", f"{relative_error(*outputs):.1e}", "<= 1e-5"])
+    worst = max(errors, key=errors.__getitem__)
+    return [*rows, [f"gradients, the worst ({worst})", "", "", f"{errors[worst]:.1e}", "<= 1e-5"]]
+
+
 def flops(size: measure.Size, captions: int | None) -> int:
     """Of a forward and backward pass."""
 
@@ -126,12 +191,13 @@ def cost(size: str, captions: list[int], epochs: int, rate: float) -> list[list[
 def long_run(work: Path, steps: int, threads: int) -> tuple[float, float]:
     """Bytes of all processes early and late in `steps` steps of train.py, on the sample's language model."""
     torch.set_num_threads(threads)
+    (work / "data").mkdir()
     layout, clips = dataset.Layout(work / "data"), 64
     for split, count in (("train", clips), ("validation", 1)):
         records = [{"id": str(number), "label": measure.captions(1, TOKENS)} for number in range(count)]
         for record in records:
-            cache.save(layout.feature_folder(split) / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
-        files.write_json(layout.ready(split), records)
+            cache.save(layout.features / split / f"{record['id']}.pt", cache.Packed(torch.randn(512, 256).half()))
+        files.write_json(layout.annotations / dataset.READY[split], records)
     words = f"--batch-size 4 --accumulate 1 --num-queries 16 --max-new-tokens 4 --epochs {-(-steps // (clips // 4))}"
     places = ["--data", layout.data, "--llm", measure.SAMPLE / "qwen2", "--checkpoint", work / "checkpoint.pt"]
     with measure.Memory() as memory:
@@ -153,6 +219,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     size, rows = measure.SIZES[args.size], []
+    if "qformer" in args.only:
+        title = f"Q-Former, forward + backward, {args.size} size, batch {args.batch}"
+        alone = qformer_rows(args.size, args.batch, args.runs, args.threads)
+        measure.report(__file__, title, ("", "reference", "absorbed", "gain", "wanted"), alone)
     if "memory" in args.only:  # before this process has a language model of its own
         rows += memory_rows(args.size, args.batch, args.captions, args.threads)
     if "flops" in args.only:

@@ -91,7 +91,8 @@ def outcomes(captions: dict[str, tuple[str, list[str]]], data: Path) -> dict[str
         reader = TemplateReader(read_templates(data))
     except files.UserError:  # the captions are as good, and have no colour
         return {}
-    records = {
-        key: {"label": texts, "template": reader.read(texts[0]).template} for key, (_, texts) in captions.items()
-    }
-    return {key: score_clip(caption, records[key], reader) for key, (caption, _) in captions.items()}
+    found = {}
+    for clip_id, (caption, references) in captions.items():
+        record = {"label": references, "template": reader.read(references[0]).template}
+        found[clip_id] = score_clip(caption, record, reader)
+    return found

@@ -101,8 +101,7 @@ class TemplateReader:
     3. "[number of]" filled by a number, then no "[number of]", then one filled by something else;
     4. one that ends in words of its own ("moving piece of paper up": "Moving [something] up", not "[part] of");
     5. the shortest first placeholder, then second, ...;
-    6. the expected template, where the caller has one: "Poking a hole into [something soft]" and "... [some
-       substance]" have the same words and cannot be told apart by them;
+    6. the expected template, where the caller has one: those of "[something soft]" and "[some substance]" read alike;
     7. the alphabet, so that no order of input matters.
     """
 
@@ -152,8 +151,7 @@ def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader:
 
     A clip's record has "label" (texts), "template" and "placeholders" (or None).
     - exact_match: the words are those of a reference (case, punctuation and spacing aside);
-    - template_accuracy: the template read from the caption is the clip's; an exact match is right by definition,
-      since some labels' texts fit another template better than their own;
+    - template_accuracy: the template read from the caption is the clip's (an exact match is right by definition);
     - no_template: captions that fit none of the templates;
     - object_accuracy: the clip's placeholders that are found in the caption's, or in all of it where no template fits.
     All are `bootstrap.fractions`; "per_template" holds the same by template, "confused" the 20 most frequent

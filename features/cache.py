@@ -6,12 +6,10 @@ pool x pool patches of one time step. `features/config.json` says what made them
 Letters: B clips, N tokens a clip, D their width; a grid (T', H', W') has N = T' * H' * W' tokens before pooling.
 """
 
-import io
 import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,7 +22,6 @@ from runtime.files import UserError
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOLS = (1, 2, 4)
 Grid = tuple[int, int, int]
-_DAMAGED = "the checkpoint's description of its features is damaged; use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,13 @@ class CacheConfig:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], damaged: str = _DAMAGED) -> Self:
-        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError (`damaged`) where it is none."""
+    def from_dict(cls, values: Mapping[str, Any], source: Path | str = "the checkpoint") -> Self:
+        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where `source` lacks a field."""
         try:
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-            config = cls(**known | {key: tuple(map(float, known[key])) for key in ("mean", "std")})
-            counts = (config.frames, config.size, config.tokens, config.dim)
-            good = all(type(count) is int and count > 0 for count in counts) and len(config.mean) == 3
-            good = good and len(config.std) == 3 and config.dtype in DTYPES and config.pool in POOLS
-        except (LookupError, TypeError, ValueError, OverflowError):
-            good = False
-        if not good:
-            raise UserError(damaged)
-        return config
+            return cls(**known | {key: tuple(known[key]) for key in ("mean", "std")})
+        except (LookupError, TypeError):
+            raise UserError(f"what {source} says of its features is damaged; make it again or use another") from None
 
     def differences(self, other: "CacheConfig") -> str:
         """The fields in which two caches differ, as "dim 32, not 64; pool 1, not 2"; "" where they do not."""
@@ -75,29 +66,17 @@ class CacheConfig:
 def read_config(features: Path | str) -> CacheConfig | None:
     """What made the cache in the folder `features`; None where nothing says so (a published cache has no config)."""
     path = Path(features) / "config.json"
-    if not path.exists():
-        return None
-    damaged = f"the feature cache: {path} is damaged; delete {features} and preprocess again"
-    return CacheConfig.from_dict(files.read_json(path, "the feature cache"), damaged)
+    return CacheConfig.from_dict(files.read_json(path, "the feature cache"), path) if path.exists() else None
 
 
 def check_config(features: Path | str, config: CacheConfig) -> bool:
     """Whether config.json is there already. Raises: UserError where the folder's features are of another kind."""
     found = read_config(features)
     if found is None and any(Path(features).glob("*/*.pt")):
-        remedy = "move them away, or give another --data"
-        raise UserError(f"nothing says what made the features in {features}: it has no config.json; {remedy}")
+        raise UserError(f"nothing says what made the features in {features}: there is no config.json; move them away")
     if found is not None and (differences := found.differences(config)):
-        remedy = "use the same encoder and flags as before, or move them away"
-        raise UserError(f"{features} holds features of another kind ({differences}); {remedy}")
+        raise UserError(f"{features} holds features of another kind ({differences}): use the same flags as before")
     return found is not None
-
-
-def claim_config(features: Path | str, config: CacheConfig) -> None:
-    """Write config.json where there is none. Raises: UserError as `check_config`."""
-    if not check_config(features, config):
-        files.write_json(Path(features) / "config.json", config.to_dict())
-        check_config(features, config)  # two runs may have started at once: the last one to write is right
 
 
 def check_same_features(
@@ -108,9 +87,8 @@ def check_same_features(
     Whatever is unknown passes: a `published` checkpoint, or cache, does not say what made its features.
     """
     found = read_config(features)
-    if made is None or found is None or published:
-        return
-    if differences := CacheConfig.from_dict(made).differences(found):
+    known = made is not None and found is not None and not published
+    if known and (differences := CacheConfig.from_dict(made).differences(found)):
         raise UserError(
             f"{checkpoint_path} was trained on other features than those in {features} ({differences}); preprocess "
             "with the same encoder and flags, or use the checkpoint that belongs to these features"
@@ -123,20 +101,15 @@ class Packed(NamedTuple):
     values: Tensor  # (N, D) or (B, N, D)
     scales: Tensor | None = None  # (N, 1) or (B, N, 1), float16
 
-    def stored(self) -> Tensor | dict[str, Tensor]:
-        """As a clip's file holds it: a bare tensor, or {"values", "scales"} for int8."""
-        return self.values if self.scales is None else self._asdict()
+    @property
+    def kind(self) -> str:
+        """Shape and dtype, as "4096x1024 float16"."""
+        return f"{'x'.join(map(str, self.values.shape))} {str(self.values.dtype).removeprefix('torch.')}"
 
     def is_finite(self) -> bool:
         """Whether there is no NaN or Inf. The extremes tell, NaN too, 15 times faster than torch.isfinite."""
-        return all(map(math.isfinite, torch.aminmax(self.values if self.scales is None else self.scales)))
-
-
-def check_pool(grid: Grid, pool: int) -> None:
-    """Raises: UserError where `pool` x `pool` patches do not tile a time step of `grid`."""
-    _, height, width = grid
-    if height % pool or width % pool:
-        raise UserError(f"--pool {pool} does not divide the {height} x {width} patches of this encoder; use --pool 1")
+        extremes = [number for part in self if part is not None for number in torch.aminmax(part)]
+        return all(map(math.isfinite, extremes))
 
 
 def quantize(features: Tensor, dtype: str, pool: int = 1, grid: Grid | None = None) -> Packed:
@@ -167,25 +140,26 @@ def dequantize(packed: Packed, device: torch.device | str = "cpu", dtype: torch.
 
 
 def save(path: Path | str, packed: Packed) -> None:
-    """Write one clip's features (N, D). Raises: ValueError, and writes nothing, where any is NaN, Inf or too large."""
+    """Write one clip's features (N, D): a bare tensor, or {"values", "scales"} for int8.
+
+    Raises: ValueError, and writes nothing, where any is NaN, Inf or too large.
+    """
     # clone: a slice of a batch would take the whole batch's storage into the file
-    packed = Packed(*(None if tensor is None else tensor.detach().cpu().clone() for tensor in packed))
+    packed = Packed(*(None if part is None else part.detach().cpu().clone() for part in packed))
     if not packed.is_finite():
         raise ValueError("its features are NaN, Inf, or larger than the cache's dtype holds")
-    files.save_tensors(path, packed.stored())
+    files.save_tensors(path, packed.values if packed.scales is None else packed._asdict())
 
 
-@lru_cache
 def bytes_per_clip(config: CacheConfig) -> int:
-    """The size of one clip's file."""
-    file = io.BytesIO()
-    torch.save(quantize(torch.zeros(config.tokens, config.dim), config.dtype).stored(), file)
-    return file.tell()
+    """The size of one clip's features, without the two kilobytes at most that torch adds to a file."""
+    scale = torch.float16.itemsize if config.dtype == "int8" else 0
+    return config.tokens * (config.dim * DTYPES[config.dtype].itemsize + scale)
 
 
 def is_cached(path: Path | str, config: CacheConfig) -> bool:
-    """Whether a whole file of the right size, to what versions of torch differ by, is there; it is not read."""
-    return zipfile.is_zipfile(path) and abs(Path(path).stat().st_size - bytes_per_clip(config)) < 4096
+    """Whether a whole file of the right size is there; it is not read. A zip file that was cut off is none."""
+    return zipfile.is_zipfile(path) and 0 < Path(path).stat().st_size - bytes_per_clip(config) < 4096
 
 
 def load(path: Path | str) -> Packed:
@@ -195,22 +169,15 @@ def load(path: Path | str) -> Packed:
     """
     stored = files.load_tensors(path, "features", mmap=True)
     values, scales = (stored.get("values"), stored.get("scales")) if isinstance(stored, dict) else (stored, None)
-    if isinstance(values, Tensor) and values.ndim == 3:
-        values = values.squeeze(0)
-    if not _is_clip(values, scales):
+    try:
+        values = values.detach().squeeze(0) if values.ndim == 3 else values.detach()
+        fits = scales.shape == (len(values), 1) if values.dtype == torch.int8 else scales is None
+        is_clip = values.ndim == 2 and fits
+        is_finite = Packed(values, scales).is_finite()
+    except (AttributeError, TypeError, RuntimeError):  # it is no tensor, or none that has a length or a largest number
+        is_clip = False
+    if not is_clip:
         raise UserError(f"features: {path} does not hold one clip's features (N, D); preprocess it again")
-    packed = Packed(values.detach(), scales)
-    if not packed.is_finite():
+    if not is_finite:
         raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
-    return packed
-
-
-def _is_clip(values: Any, scales: Any) -> bool:
-    """Whether these are the parts of one clip, of a dtype that the cache knows and of shapes that fit."""
-    if not isinstance(values, Tensor) or not values.is_cpu or values.layout != torch.strided:
-        return False
-    if values.ndim != 2 or values.numel() == 0:
-        return False
-    if values.dtype != torch.int8:
-        return scales is None and values.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return isinstance(scales, Tensor) and scales.dtype == torch.float16 and scales.shape == (len(values), 1)
+    return Packed(values, scales)

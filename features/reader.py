@@ -5,6 +5,7 @@ Letters: B clips, N tokens a clip, D their width.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class FeatureDataset(Dataset):
 
     def __init__(self, folder: Path, first_id: str) -> None:
         self.folder, self.first = folder, folder / f"{first_id}.pt"
-        self.kind = _kind(cache.load(self.first))
+        self.kind = cache.load(self.first).kind
 
     def __getitem__(self, clip_id: str) -> Packed | Exception:
         """One clip (N, D)."""
@@ -33,14 +34,10 @@ class FeatureDataset(Dataset):
             clip = cache.load(path)
         except (UserError, OSError) as error:
             return error
-        if (kind := _kind(clip)) != self.kind:
-            both = f"{self.first} is {self.kind}, {path} is {kind}"
-            return UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
-        return clip
-
-
-def _kind(clip: Packed) -> str:
-    return f"{'x'.join(map(str, clip.values.shape))} {str(clip.values.dtype).removeprefix('torch.')}"
+        if clip.kind == self.kind:
+            return clip
+        both = f"{self.first} is {self.kind}, {path} is {clip.kind}"
+        return UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
 
 
 def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
@@ -53,15 +50,11 @@ def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
 def feature_batches(
     folder: Path | str, id_batches: list[list[str]], workers: int = 2, pin: bool = False
 ) -> Iterator[Packed]:
-    """Batches (B, N, D) of cached features in the order asked for, read ahead by worker processes.
+    """Batches (B, N, D) of a split's `folder`, in the order of `id_batches`: the clip ids of each.
 
-    Args:
-        folder: of one split.
-        id_batches: the clip ids of each batch.
-        workers: processes that read, each at most two batches ahead; 0: this one reads, when a batch is due.
-        pin: into page-locked memory, for non-blocking copies to a GPU.
-
-    Raises, when the batch is due: UserError naming the file that is missing, damaged, or not like the first.
+    `workers` processes read, each at most two batches ahead; 0: this one reads, when a batch is due. `pin`: into
+    page-locked memory, for non-blocking copies to a GPU.
+    Raises, when the batch is due: UserError naming a file that is damaged or not like the first; OSError for one gone.
     """
     if not id_batches:
         return
@@ -73,7 +66,8 @@ def feature_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # without one it would draw from the generator that dropout draws from
         worker_init_fn=_leave_signals_to_the_parent,
-        multiprocessing_context=None if hasattr(os, "fork") or not workers else "spawn",
+        # Under a fork server, a worker would not notice that this process was killed.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" and hasattr(os, "fork") else None,
     )
     for batch in loader:
         if isinstance(batch, Exception):
@@ -82,10 +76,7 @@ def feature_batches(
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """The terminal and torchrun send their signals to whole process groups: the parent answers, and ends its workers.
-
-    A worker that ended by itself would be an error in the parent, in the midst of its saving.
-    """
+    """Signals go to whole process groups: a worker that ended by one would be an error in the parent as it saves."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there are no process groups

@@ -107,6 +107,8 @@ def mean_nll(lm: nn.Module, prefix: Tensor, ids: Tensor, labels: Tensor, cache: 
     """
     inputs = torch.cat([prefix, lm.get_input_embeddings()(ids)], dim=1)  # (R, P + L, C)
     kept = torch.arange(prefix.shape[1] - 1, inputs.shape[1], device=inputs.device)
+    if cache is None and set(getattr(lm.config, "layer_types", None) or ()) == {"full_attention"}:
+        cache = DynamicCache()  # without one transformers asks the GPU, and waits, whether rows hold several texts
     arguments = {"inputs_embeds": inputs, "use_cache": cache is not None, "past_key_values": cache}
     if "logits_to_keep" in inspect.signature(lm.forward).parameters:
         # Positions that are picked by index stand together in memory, so that the head is one matrix product.

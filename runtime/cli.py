@@ -13,6 +13,7 @@ import torch
 
 from runtime.files import UserError, printable
 
+DEVICE = "cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)"  # the help of --device
 _GOOD = "everything written before is still good"
 _ADVICE = {  # what to do about a disk's errors
     **dict.fromkeys(("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"), "mend that, or name another place"),
@@ -63,11 +64,6 @@ positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0"
 probability = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The flag --device, for `device`."""
-    parser.add_argument("--device", help="cuda, cuda:1, ..., cpu, or mps (default: cuda where there is one, else cpu)")
-
-
 def device(name: str | None) -> torch.device:
     """The device that --device names. Raises: UserError where there is no such device."""
     cards = [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
@@ -96,7 +92,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
         return str(error), error.code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", getattr(error, "code", 130)  # signals.Interrupted has one
+        return "interrupted; what was written is kept", getattr(error, "code", 130)  # signals.Interrupted has one
     if isinstance(error, OSError):
         advice = _ADVICE.get(errno.errorcode.get(error.errno))
         where = f": {error.filename}" if error.filename else ""

@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -62,10 +63,14 @@ def check_writable(folder: Path | str) -> None:
     tempfile.TemporaryFile(dir=folder).close()
 
 
-def remove_unfinished(path: Path) -> None:
-    """Remove what processes that were killed had not finished of `path`."""
-    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        beside.unlink(missing_ok=True)
+def remove_unfinished(path: Path | str) -> None:
+    """Remove what killed processes left of a file, or in a folder; what grew in the last minute is let be."""
+    path = Path(path)
+    of_file = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    for beside in path.rglob(".*.tmp") if path.is_dir() else of_file:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - beside.stat().st_mtime > 60:
+                beside.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import runtime.threads  # noqa: F401  how torch's threads wait
 import av
 import numpy as np
 from tqdm import tqdm

@@ -128,7 +128,7 @@ def load_clips(clips: dict[str, world.Clip], data: Path | None = None) -> tuple[
     """Clips drawn, or from their files in `data`, uint8 (B, F, 3, S, S), and what is known of them."""
     pixels = torch.empty(len(clips), FRAMES, 3, PIXELS, PIXELS, dtype=torch.uint8)
     for place, (clip_id, clip) in enumerate(tqdm(clips.items(), "clips", unit="clip")):
-        video = data and dataset.check_data(data).video(clip_id)
+        video = data and dataset.Layout(data).video(clip_id)
         pixels[place] = read_clip(video, FRAMES, Transform(PIXELS))[0] if data else draw(clip)
     return pixels, Answers(*map(torch.stack, zip(*map(answers_of, clips.values()), strict=True)))
 

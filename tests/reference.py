@@ -4,6 +4,9 @@ Keys and values of all patch tokens are made, logits at all positions, one capti
 description (BLIP-2, arXiv 2301.12597), with the published parameter names so that weights are interchangeable.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,9 +85,36 @@ def textbook_loss(
 ) -> Tensor:
     """Mean over all caption tokens of a batch, one caption a clip, logits made at every position."""
     visual = qformer(features)  # (B, Q, C)
-    ids, mask, labels = textbook_inputs(prompt, captions, eos, pad)
-    inputs = torch.cat([visual, lm.get_input_embeddings()(ids)], dim=1)  # (B, Q + T, C)
-    mask = torch.cat([torch.ones(visual.shape[:2], dtype=torch.long), mask], dim=1)
+    ids, mask, labels = (part.to(features.device) for part in textbook_inputs(prompt, captions, eos, pad))
+    text = lm.get_input_embeddings()(ids)
+    inputs = torch.cat([visual.to(text.dtype), text], dim=1)  # (B, Q + T, C)
+    mask = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
     logits = lm(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits  # (B, Q + T, V)
     predicted = logits[:, visual.shape[1] - 1 : -1]  # the position before each label
     return F.cross_entropy(predicted.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+
+
+def textbook_step(
+    optimizer: torch.optim.Optimizer,
+    batches: list[list[tuple[str, list[str]]]],
+    read: Callable[[list[str]], Tensor],
+    loss: Callable[[Tensor, list[str]], Tensor],
+) -> float:
+    """An optimizer step over micro-batches of (clip id, its captions), as the published code takes it; its loss.
+
+    A batch's features are read when it is due, in this process; each clip has one caption; each batch counts the same.
+    """
+    optimizer.zero_grad()
+    total = 0.0
+    for batch in batches:
+        part = loss(read([clip_id for clip_id, _ in batch]), [captions[0] for _, captions in batch]) / len(batches)
+        part.backward()
+        total += part.item()
+    optimizer.step()
+    return total
+
+
+def textbook_read(folder: Path, clip_ids: list[str], device: torch.device | str = "cpu") -> Tensor:
+    """Features (B, N, D) in float32, from the published cache's bare float16 tensors."""
+    clips = [torch.load(folder / f"{clip_id}.pt", weights_only=True) for clip_id in clip_ids]
+    return torch.stack(clips).to(device).float()

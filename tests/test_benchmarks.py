@@ -1,14 +1,17 @@
 """Each benchmark runs in its small size and prints its table. What it measures is not asserted: machines differ."""
 
+import multiprocessing
+import os
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from benchmarks import feature_cache, long_video, measure, preprocessing, qformer_attention, scoring, train_step
+from benchmarks import feature_cache, gpu, measure, preprocessing, scoring, time_to_score, train_step
 from tests import tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
@@ -51,7 +54,7 @@ def tables(capsys):
 
 
 def test_the_q_former_and_the_reference_agree(capsys):
-    qformer_attention.main(["--size", "small", "--batch", "3", "--runs", "1"])
+    train_step.main(["--only", "qformer", "--size", "small", "--batch", "3", "--runs", "1"])
     rows = {row[0]: row for row in tables(capsys)[0]}
     errors = [float(row[3]) for name, row in rows.items() if "error" in name or "gradients" in name]
     assert len(errors) == 2 and max(errors) < 1e-5
@@ -86,7 +89,8 @@ def test_sides_alternate_there_and_back_and_warm_ups_do_not_count():
 
 
 def test_a_training_step_of_each_side_what_the_dataset_costs_and_a_long_run(capsys):
-    train_step.main(["--size", "small", "--runs", "1", "--captions", "1", "3", "--steps", "3", "--rate", "0.001"])
+    words = "--only memory flops times cost long --size small --runs 1 --captions 1 3 --steps 3 --rate 0.001"
+    train_step.main(words.split())
     steps, cost, long = tables(capsys)
     rows = {(row[0], row[1]): row[2:] for row in steps}
     assert set(rows) >= {(count, "peak MB above the weights") for count in "13"}
@@ -112,6 +116,38 @@ def test_the_recipe_on_each_kind_of_features(trained, capsys, monkeypatch, witho
     assert [len(row[4].split()) for row in tables(capsys)[0]] == [2, 2, 2]
 
 
+def test_time_to_a_score_of_both_sides_and_of_both_recipes(trained, capsys, without_java):
+    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN} --epochs 2", "--every", "2"]
+    words += ["--seeds", "0", "--scores", "0", "99", "--size", "small", "--published-epochs", "1"]
+    time_to_score.main([*words, "--only", "score", "recipe"])
+    scores, parts, recipes = tables(capsys)
+    assert scores[0][0] == "seconds to CIDEr 0" and float(scores[0][1]) > 0 and scores[0][3].endswith(" x")
+    assert "not reached" in scores[1][1] and "not reached" in scores[1][2] and scores[1][3] == ""
+    reference, ours = (sum(float(row[side]) for row in parts[:-1]) for side in (1, 2))
+    assert {row[0] for row in parts} >= {"reading features", "Q-Former, forward", "Q-Former, backward", "AdamW", "all"}
+    assert abs(reference - float(parts[-1][1])) < 0.1 and abs(ours - float(parts[-1][2])) < 0.1  # the parts are all
+    assert [row[0] for row in recipes] == ["the sample's", "the published"] and "epochs" in recipes[0][2]
+
+
+def test_both_sides_learn_the_same_from_the_same(trained, without_java):
+    """Without dropout, and with a clip a pass, whose mean over tokens is the caption's: the same weights."""
+    flags = f"--llm {trained / 'lm'} {TRAIN} --dropout 0 --mlp-dropout 0 --batch-size 1 --lr 1e-3"
+    clocks = [time_to_score.trained(side, trained / "data", flags, 0, 4, [])[0] for side in time_to_score.SIDES]
+    assert [copy.step for copy in clocks[0].copies] == [copy.step for copy in clocks[1].copies] == [4, 8, 10]
+    for name, value in clocks[0].copies[-1].weights.items():
+        torch.testing.assert_close(clocks[1].copies[-1].weights[name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
+    forks = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")  # starting anew takes seconds
+    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda count, _: ProcessPoolExecutor(count, forks))
+    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
+    time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
+    (rows,) = tables(capsys)
+    assert len(rows) == 5 and all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
+    assert [bool(row[2]) for row in rows] == [False, True, False, True, True]
+
+
 def test_the_recipe_is_the_makefiles():
     encode, flags = feature_cache.recipe("--encoder .*").split(), feature_cache.recipe("RECIPE := .*").split()
     assert encode[1] == str(measure.SAMPLE / "vjepa2") and str(measure.SAMPLE / "qwen2") in flags
@@ -128,8 +164,51 @@ def test_preprocessing_its_limit_and_a_long_run(capsys):
 
 
 def test_time_and_memory_of_a_long_video(capsys):
-    long_video.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
+    preprocessing.main(["--minutes", "0.1", "0.2", "--width", "64", "--height", "48"])
     assert [row[:2] for row in tables(capsys)[0]] == [["0.1 min", "2"], ["0.2 min", "5"]]
+
+
+def test_every_row_of_the_gpus_table_on_the_cpu(capsys):
+    words = "--size small --device cpu --clips 2 --encode-batch 2 --steps 2 --batch 2 --accumulate 2 --runs 1"
+    gpu.main([*words.split(), "--eval-batch", "2"])
+    (rows,) = tables(capsys)
+    names = {
+        "encoding, eager, batch 2": "clips/s",
+        "encoding, compiled, batch 2": "does not compile",
+        "preprocessing 2 files, models loaded and compiled, ": "of encoding alone",
+        "training step 2 x 2": gpu.NO_CUDA,
+        "... the reference's": "x as fast",
+        "... the frozen LM alone": "ours takes",
+        "... reading its features alone, 2 workers, page cache": "of the step's",
+        "... the GPU idle": gpu.NO_CUDA,
+        "... host syncs a step": "numbers read",
+        "training step 2 x 2 within 12 GB": gpu.NO_CUDA,
+        "validation: captions of 12 tokens, batch 2": "captions/s",
+        "--actions, 174 templates": "clips/s",
+    }
+    for row, (name, says) in zip(rows, names.items(), strict=True):
+        assert row[0].startswith(name) and says in row[1]
+
+
+def test_numbers_that_python_reads_are_counted():
+    def run():
+        float(torch.ones(()) + 1)
+        bool(torch.ones(3).all())
+        torch.ones(2).sum()
+
+    assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 2}
+
+
+def test_a_pass_of_training_reads_no_number_so_that_a_gpu_is_not_waited_for():
+    captioner = tiny.tiny_captioner(dropout=0.1).train()
+    assert captioner.lm.config.layer_types  # as Qwen2 has them
+
+    def run():
+        captioner.loss(
+            torch.randn(2, 6, 16), [["moving a cup"], ["pushing a pen", "a pen"]], [0.5, 0.25, 0.25]
+        ).backward()
+
+    assert gpu.syncs(run, torch.device("cpu")) == {"numbers read": 0}
 
 
 def test_scores_and_page_of_made_up_captions_of_which_some_are_right(capsys, monkeypatch):

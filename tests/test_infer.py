@@ -284,7 +284,7 @@ def test_two_clips_in_a_row_give_two_captions_at_the_right_times(namer, tmp_path
     ("arguments", "named"),
     [
         (["--stride", "1"], "--window"),
-        (["--window", "1", "--stride", "2"], "longer than --window"),
+        (["--window", "1", "--stride", "2"], "cannot cover a video"),
         (["--window", "0"], "--window"),
         (["--window", "1", "--gif"], "--gif"),
     ],

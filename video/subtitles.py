@@ -25,11 +25,9 @@ class Segment(NamedTuple):
 
 def check_window(window: float, stride: float) -> None:
     """Raises: UserError where the two lengths, in seconds, cannot cover a video."""
-    for flag, seconds in (("--window", window), ("--stride", stride)):
-        if not MIN_STRIDE <= seconds < math.inf:
-            raise UserError(f"{flag} {seconds:g}: this is a number of seconds, {MIN_STRIDE:g} or more")
-    if stride > window:
-        raise UserError(f"--stride {stride:g} is longer than --window {window:g}: take the window's length or less")
+    if not MIN_STRIDE <= stride <= window < math.inf:
+        reason = f"the stride is at least {MIN_STRIDE:g} s, and at most the window"
+        raise UserError(f"--window {window:g} --stride {stride:g} cannot cover a video: {reason}")
 
 
 def windows(duration: float, window: float, stride: float) -> list[tuple[float, float]]:

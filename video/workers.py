@@ -103,15 +103,12 @@ class Workers:
         Seconds: `window`, `stride` (default: the window). Windows begin with the video's track, which need not be the
         start of the file. A file that fails as a whole gives one Decoded with the error and no times.
         """
-        located = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
+        paths = ((key, os.path.abspath(path)) for key, path in paths)  # a worker's working directory may be another
         if window is None:
-            clips = (
-                ((key, WHOLE, 1), partial(_read, path, None, WHOLE, frames, transform), 1) for key, path in located
-            )
-            decoded = self.run(clips, AHEAD)
+            calls = (((key, WHOLE, 1), partial(_read, path, None, WHOLE, frames, transform), 1) for key, path in paths)
         else:
-            decoded = self.run(self._runs(located, transform, frames, window, window if stride is None else stride))
-        for (key, spans, total), result in decoded:
+            calls = self._runs(paths, transform, frames, window, window if stride is None else stride)
+        for (key, spans, total), result in self.run(calls, AHEAD if window is None else 0):
             found, warning = ([result] * len(spans), None) if isinstance(result, VideoError) else result
             for span, clip in zip(spans, found, strict=True):
                 failed = isinstance(clip, VideoError)

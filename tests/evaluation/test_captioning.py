@@ -21,7 +21,7 @@ def data(tmp_path_factory):
 
 def reader_of(data, batch_size, captioner=None, **more):
     records = dataset.read_ready(data, "validation")
-    folder = dataset.Layout(data).feature_folder("validation")
+    folder = dataset.Layout(data).features / "validation"
     captioner = captioner or tiny.tiny_captioner()
     return captioning.SplitReader(captioner, records, folder, batch_size, DistributedContext("cpu"), **more)
 

@@ -251,8 +251,8 @@ def test_one_history_has_the_same_bytes_each_time_and_none_is_no_error(tmp_path)
 
 
 def test_a_scored_page_points_at_the_videos_or_at_copies_of_them(tmp_path):
+    (tmp_path / "data" / "20bn-something-something-v2").mkdir(parents=True)
     layout = dataset.Layout(tmp_path / "data")
-    layout.videos.mkdir(parents=True)
     (layout.videos / "1.webm").write_bytes(b"video")
     result = {
         "predictions": [{"id": "1", "prediction": "x", "CIDEr": 2.0}, {"id": "2", "prediction": "y", "CIDEr": 0.0}],

