@@ -14,7 +14,6 @@ runtime/threads.py has it and as OpenMP has it by default.
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import shlex
 import tempfile
@@ -22,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -43,7 +43,7 @@ from tests import reference
 
 TABLES = ("score", "recipe", "busy")
 PUBLISHED = "--lr 5e-5 --schedule constant --warmup 0 --batch-size 8 --accumulate 16"
-SPINS = {"runtime/threads.py": "", "OpenMP's default": "300000"}  # GOMP_SPINCOUNT; "": what runtime/threads.py sets
+SPINS = {"runtime/threads.py": os.environ.get("GOMP_SPINCOUNT", ""), "OpenMP's default": "300000"}
 
 
 class Copy(NamedTuple):
@@ -220,9 +220,12 @@ def score_tables(args: argparse.Namespace) -> None:
     rows = []
     for number, score in enumerate(args.scores):
         both = [[found[number] for found in places[side]] for side in SIDES]
-        ratios = [a[1] / b[1] for a, b in zip(*both, strict=True) if isinstance(a, tuple) and isinstance(b, tuple)]
-        cells = [" ".join(map(shown, side)) for side in both]
-        rows.append([f"seconds to CIDEr {score:g}", *cells, f"{measure.median(ratios):.2f} x" if ratios else ""])
+        for unit, of in (("seconds", 1), ("epochs", 0)):
+            ratios = [
+                a[of] / b[of] for a, b in zip(*both, strict=True) if isinstance(a, tuple) and isinstance(b, tuple)
+            ]
+            cells = [" ".join(shown(place, of) for place in side) for side in both]
+            rows.append([f"{unit} to CIDEr {score:g}", *cells, f"{measure.median(ratios):.2f} x" if ratios else ""])
     counted = [train_step.flops(measure.SIZES[args.size], captions) / 1e12 for captions in (None, 1)]
     name = f"TFLOP of a batch of {train_step.COUNTED_BATCH}, {args.size} size"
     rows.append([name, *(f"{count:.3g}" for count in counted), f"{counted[0] / counted[1]:.2f} x"])
@@ -237,11 +240,9 @@ def score_tables(args: argparse.Namespace) -> None:
     measure.report(__file__, "Milliseconds of a training step, by part", ("", *SIDES, "gain"), rows)
 
 
-def shown(place: tuple[float, float] | float, epochs: bool = False) -> str:
-    """Seconds, or how far it came."""
-    if not isinstance(place, tuple):
-        return f"(not reached: {place:.2f})"
-    return f"{place[0]:.1f} epochs, {place[1]:.0f} s" if epochs else f"{place[1]:.1f}"
+def shown(place: tuple[float, float] | float, of: int) -> str:
+    """Epochs (0) or seconds (1), or how far it came."""
+    return f"{place[of]:.3g}" if isinstance(place, tuple) else f"(not reached: {place:.2f})"
 
 
 def recipe_table(args: argparse.Namespace) -> None:
@@ -250,8 +251,9 @@ def recipe_table(args: argparse.Namespace) -> None:
     for name, more in {"the sample's": "", "the published": f"{PUBLISHED} --epochs {args.published_epochs}"}.items():
         for seed in args.seeds:
             _, found = trained("ours", args.data, f"{args.train} {more}", seed, args.every, args.scores)
-            rows.append([name, seed, *(shown(place, epochs=True) for place in found)])
-    header = ("recipe", "seed", *(f"CIDEr {score:g}" for score in args.scores))
+            cells = [" in ".join(dict.fromkeys(shown(place, of) for of in (0, 1))) for place in found]
+            rows.append([name, seed, *cells])
+    header = ("recipe", "seed", *(f"epochs in seconds to CIDEr {score:g}" for score in args.scores))
     measure.report(__file__, f"What a schedule is worth ({args.published_epochs} epochs at most)", header, rows)
 
 
@@ -285,9 +287,7 @@ def busy_round(spins: str, work: Path, args: argparse.Namespace) -> dict[str, fl
     captioning, ended = [*words, "--window", "4", "--stride", "2"], work / "ended"
     preprocessing.make_checkpoint(work / "checkpoint.pt")
     preprocessing.make_video(work / "video.mp4", args.minutes, 320, 240)
-    with patch.dict(os.environ), ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        os.environ.pop("GOMP_SPINCOUNT", None)
-        os.environ.update({"GOMP_SPINCOUNT": spins} if spins else {})
+    with patch.dict(os.environ, GOMP_SPINCOUNT=spins), ProcessPoolExecutor(2, get_context("spawn")) as pool:
         found = {"a training": pool.submit(train_once, trainings[0]).result()}
         both = [pool.submit(train_once, words) for words in trainings[1:3]]
         found["... beside another"] = sum(future.result() for future in both) / 2
@@ -314,11 +314,11 @@ def busy_table(args: argparse.Namespace) -> None:
         alone = "infer.py --window" if what.startswith("infer") else "a training"
         cells = []
         for name in SPINS:
-            seconds = [found[what] for found in rounds[name]]
             kept = measure.median([found[alone] / found[what] for found in rounds[name]])
-            cells += [measure.spread(seconds, 1), "" if what == alone else f"{kept:.2f}"]
-        pairs = [[found[what] for found in rounds[name]] for name in SPINS]
-        rows.append([what, *cells, f"{measure.paired(*pairs):.2f}"])
+            seconds = measure.spread([found[what] for found in rounds[name]], 1)
+            cells += [seconds, "" if what == alone else f"{kept:.2f}"]
+        both = ([found[what] for found in rounds[name]] for name in SPINS)
+        rows.append([what, *cells, f"{measure.paired(*both):.2f}"])
     header = ("seconds of", *(cell for name in SPINS for cell in (name, "speed kept")), "first / second")
     measure.report(
         __file__, f"A busy machine: {args.busy_epochs} epochs, a video of {args.minutes:g} min", header, rows

@@ -89,7 +89,8 @@ def make_base(folder: Path) -> None:
     with contextlib.chdir(folder):
         train.main(words("train", "--epochs", 1))
         check, Interrupts.check = Interrupts.check, stop
-        train.main(words("train", "--checkpoint", "within.pt", "--epochs", 1))
+        with contextlib.suppress(Interrupted):
+            train.main(words("train", "--checkpoint", "within.pt", "--epochs", 1))
         Interrupts.check = check
         saved = checkpoint.read(Path("checkpoint.pt"))
         captioner = tiny.tiny_captioner(num_heads=2)
