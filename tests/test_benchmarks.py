@@ -1,10 +1,7 @@
 """Each benchmark runs in its small size and prints its table. What it measures is not asserted: machines differ."""
 
-import multiprocessing
-import os
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 
 import train
 from benchmarks import feature_cache, gpu, measure, preprocessing, scoring, time_to_score, train_step
-from tests import tiny
+from tests import processes, tiny
 
 TRAIN = "--num-queries 4 --num-heads 2 --epochs 1 --batch-size 4 --accumulate 1 --max-new-tokens 5 --workers 0"
 
@@ -141,8 +138,8 @@ def test_both_sides_learn_the_same_from_the_same(trained, without_java):
 
 
 def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
-    forks = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")  # starting anew takes seconds
-    monkeypatch.setattr(time_to_score, "ProcessPoolExecutor", lambda count, _: ProcessPoolExecutor(count, forks))
+    # Starting anew takes seconds.
+    monkeypatch.setattr(time_to_score, "get_context", lambda _: processes.forks)
     words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
     time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
     (rows,) = tables(capsys)
