@@ -140,7 +140,7 @@ def test_both_sides_learn_the_same_from_the_same(trained, without_java):
 def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_java):
     # Starting anew takes seconds.
     monkeypatch.setattr(time_to_score, "get_context", lambda _: processes.forks)
-    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.1"]
+    words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.03"]
     time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
     (rows,) = tables(capsys)
     assert len(rows) == 5 and all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
