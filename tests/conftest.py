@@ -15,15 +15,18 @@ def without_java(monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
 
 
+# They start processes and wait for them, for half a minute each.
+LONGEST = (
+    "test_distributed",
+    "test_portable",
+    "test_fuzz",
+    "killed",
+    "busy_machine",
+    "test_the_recipe_on",
+    "equal_pycoco",
+)
+
+
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that no worker is left alone with them at the end."""
-    longest = ("test_distributed", "test_portable", "test_fuzz")
-    items.sort(key=lambda item: item.path.stem not in longest)
-
-
-# They start processes and wait for them, for half a minute each: begun first, they end while the others run.
-LONG = ("killed", "test_portable", "busy_machine", "test_distributed", "test_fuzz", "test_the_recipe_on", "test_scores_equal")
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
