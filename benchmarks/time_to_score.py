@@ -2,9 +2,9 @@
 
 The reference (tests/reference.py) projects all patch tokens, makes logits at all positions, reads one caption a pass
 and loads features in the training process. Ours is train.py's own loop. Both start from the same weights and take the
-same recipe, clips, captions and order; they run in turns, one pair for each seed. The clock starts at the first step,
-when models are loaded. Copies of the weights, taken every so many steps, are scored afterwards, by the same code and
-outside the clock; between two copies a score is taken to grow evenly.
+same recipe, clips, captions and order, and train an epoch in turns, so that what else the machine does slows both; a
+clock runs while its side trains. Copies of the weights, taken every so many steps, are scored afterwards, by the same
+code and outside the clocks; between two copies a score is taken to grow evenly.
 
 `--only recipe`: train.py with the published recipe and with the sample's, in epochs and seconds to the same scores.
 
@@ -18,12 +18,12 @@ import os
 import shlex
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, namedtuple
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -41,18 +41,9 @@ from runtime import cli
 from runtime.distributed import DistributedContext
 from tests import reference
 
-TABLES = ("score", "recipe", "busy")
 PUBLISHED = "--lr 5e-5 --schedule constant --warmup 0 --batch-size 8 --accumulate 16"
 SPINS = {"runtime/threads.py": os.environ.get("GOMP_SPINCOUNT", ""), "OpenMP's default": "300000"}
-
-
-class Copy(NamedTuple):
-    """The Q-Former's weights at a place in a training."""
-
-    step: int
-    epoch: float
-    seconds: float
-    weights: dict[str, Tensor]
+Copy = namedtuple("Copy", "step epoch seconds weights")  # the Q-Former's weights at a place in a training
 
 
 class Clock:
@@ -62,7 +53,7 @@ class Clock:
         self.qformer, self.optimizer, self.every = qformer, optimizer, every
         self.parts: dict[str, float] = defaultdict(float)
         self.copies: list[Copy] = []
-        self.begun = self.last = time.perf_counter()
+        self.begun = self.last = self.spent = 0.0
 
     def mark(self, part: str) -> None:
         """All that passed since the last call was `part`."""
@@ -73,11 +64,11 @@ class Clock:
     def copy(self, step: int, steps: int) -> None:
         """Copy the weights as they are after `step` steps, of which an epoch has `steps`."""
         weights = {name: value.clone() for name, value in self.qformer.state_dict().items()}
-        self.copies.append(Copy(step, step / steps, time.perf_counter() - self.begun, weights))
+        self.copies.append(Copy(step, step / steps, self.spent + time.perf_counter() - self.begun, weights))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Start, and watch the steps within."""
+        """Go on, and watch the steps within."""
 
         def after_qformer(_module: nn.Module, _inputs: Any, visual: Tensor) -> None:
             self.mark("Q-Former, forward")
@@ -99,6 +90,7 @@ class Clock:
         with patch.object(Tensor, "backward", backward):
             yield
         self.mark("the rest")
+        self.spent += self.last - self.begun
         for hook in hooks:
             hook.remove()
 
@@ -116,29 +108,28 @@ class Clock:
 # ---- the two sides ----
 
 
-def train_ours(run: train.Run, every: int) -> Clock:
-    """All epochs by train.py's own loop; where it would save its checkpoint, a copy is taken."""
-    clock, done = Clock(run.captioner.qformer, run.optimizer, every), 0
-    steps = len(plan(run, 0))
-    run.args.save_every, run.save = every, lambda: clock.copy(done + run.step, steps)
-    watched = patch.object(train, "feature_batches", lambda *a: clock.reading(feature_batches(*a)))
-    with clock.running(), watched:
-        for _ in range(run.args.epochs):
+def ours(run: train.Run, every: int) -> tuple[Clock, Callable[[], None]]:
+    """What trains an epoch by train.py's own loop; where that would save its checkpoint, a copy is taken."""
+    clock, steps = Clock(run.captioner.qformer, run.optimizer, every), len(plan(run, 0))
+    run.args.save_every, run.save = every, lambda: clock.copy(run.epoch * steps + run.step, steps)
+
+    def epoch() -> None:
+        run.step, run.total, run.captions = 0, 0.0, 0
+        with patch.object(train, "feature_batches", lambda *a: clock.reading(feature_batches(*a))):
             train.train_epoch(run)
-            done += run.step
-            run.epoch, run.step, run.total, run.captions = run.epoch + 1, 0, 0.0, 0
-            run.save()
-    return clock
+        run.save()
+        run.epoch += 1
+
+    return clock, epoch
 
 
-def train_reference(run: train.Run, every: int) -> Clock:
-    """All epochs by the reference's steps, from the same weights."""
+def textbook(run: train.Run, every: int) -> tuple[Clock, Callable[[], None]]:
+    """What trains an epoch by the reference's steps."""
     args, captioner = run.args, run.captioner
-    textbook = reference.TextbookQFormer(**captioner.qformer.config).train()
-    textbook.load_state_dict(captioner.qformer.state_dict())
-    optimizer = torch.optim.AdamW(textbook.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    clock, done, folder = Clock(textbook, optimizer, every), 0, run.layout.features / "train"
-    torch.manual_seed(args.seed)
+    qformer = reference.TextbookQFormer(**captioner.qformer.config).train()
+    qformer.load_state_dict(captioner.qformer.state_dict())
+    optimizer = torch.optim.AdamW(qformer.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    clock, folder = Clock(qformer, optimizer, every), run.layout.features / "train"
 
     def read(clip_ids: list[str]) -> Tensor:
         clock.mark("the rest")
@@ -148,39 +139,45 @@ def train_reference(run: train.Run, every: int) -> Clock:
 
     def loss(features: Tensor, captions: list[str]) -> Tensor:
         ids, eos = list(map(captioner.caption_ids, captions)), captioner.eos_id
-        return reference.textbook_loss(captioner.lm, textbook, features, captioner.prompt_ids, ids, eos, eos)
+        return reference.textbook_loss(captioner.lm, qformer, features, captioner.prompt_ids, ids, eos, eos)
 
-    with clock.running():
-        for epoch in range(args.epochs):
-            steps = plan(run, epoch)
-            for number, step in enumerate(steps, start=1):
-                rate = train.get_lr(done, args.epochs * len(steps), args.lr, args.schedule, args.warmup)
-                optimizer.param_groups[0]["lr"] = rate
-                reference.textbook_step(optimizer, step, read, loss)
-                done += 1
-                if number % every == 0 or number == len(steps):
-                    clock.copy(done, len(steps))
-    return clock
+    def epoch() -> None:
+        steps = plan(run, run.epoch)
+        for number, step in enumerate(steps):
+            at, total = run.epoch * len(steps) + number, args.epochs * len(steps)
+            optimizer.param_groups[0]["lr"] = train.get_lr(at, total, args.lr, args.schedule, args.warmup)
+            reference.textbook_step(optimizer, step, read, loss)
+            if (number + 1) % every == 0 or number + 1 == len(steps):
+                clock.copy(at + 1, len(steps))
+        run.epoch += 1
+
+    return clock, epoch
 
 
 def plan(run: train.Run, epoch: int) -> list[Any]:
     """An epoch's steps, for both sides."""
-    args = run.args
-    return plan_epoch(run.records["train"], args.batch_size, args.accumulate, 1, args.seed, epoch)
+    return plan_epoch(run.records["train"], run.args.batch_size, run.args.accumulate, 1, run.args.seed, epoch)
 
 
-SIDES = {"reference": train_reference, "ours": train_ours}
+SIDES = {"reference": textbook, "ours": ours}
 
 
-def trained(side: str, data: Path, flags: str, seed: int, every: int, scores: list[float]) -> tuple[Clock, list]:
-    """A training, and its first place at each of `scores`: (epochs, seconds), or the best score there was."""
+def trained(sides: list[str], data: Path, flags: str, seed: int, every: int, scores: list[float]) -> dict[str, tuple]:
+    """A training of each side, and its places at each of `scores`: (epochs, seconds), or the best score there was."""
     with tempfile.TemporaryDirectory() as work:
-        places = ["--data", str(data), "--checkpoint", f"{work}/checkpoint.pt", "--results", work]
-        args = train.parse([*places, *shlex.split(flags), "--seed", str(seed), "--device", "cpu"])
-        run = train.Run(args, DistributedContext("cpu"))
-        run.captioner.train()
-        clock = SIDES[side](run, every)
-        return clock, places_of(run, clock.copies, scores)
+        runs, clocks = {}, {}
+        for side in sides:
+            places = ["--data", str(data), "--checkpoint", f"{work}/{side}.pt", "--results", f"{work}/{side}"]
+            args = train.parse([*places, *shlex.split(flags), "--seed", str(seed), "--device", "cpu"])
+            runs[side] = train.Run(args, DistributedContext("cpu"))
+            clocks[side] = SIDES[side](runs[side], every)
+        torch.manual_seed(seed)
+        for number in range(args.epochs):
+            for side in sides[:: -1 if number % 2 else 1]:
+                clock, epoch = clocks[side]
+                with clock.running():
+                    epoch()
+        return {side: (clocks[side][0], places_of(runs[side], clocks[side][0].copies, scores)) for side in sides}
 
 
 def places_of(run: train.Run, copies: list[Copy], wanted: list[float]) -> list[tuple[float, float] | float]:
@@ -209,27 +206,25 @@ def places_of(run: train.Run, copies: list[Copy], wanted: list[float]) -> list[t
 def score_tables(args: argparse.Namespace) -> None:
     """Seconds to each score on both sides, by seed, and where they went."""
     places, parts, steps = {side: [] for side in SIDES}, {side: defaultdict(list) for side in SIDES}, 0
-    for number, seed in enumerate(args.seeds):
-        for side in list(SIDES)[:: -1 if number % 2 else 1]:
-            clock, found = trained(side, args.data, args.train, seed, args.every, args.scores)
+    for seed in args.seeds:
+        for side, (clock, found) in trained([*SIDES], args.data, args.train, seed, args.every, args.scores).items():
             places[side].append(found)
             steps = clock.copies[-1].step
             for part, seconds in clock.parts.items():
                 parts[side][part].append(seconds)
-            print(f"seed {seed}, {side}: {clock.copies[-1].seconds:.1f} s for {steps} steps", flush=True)
+            print(f"seed {seed}, {side}: {clock.spent:.1f} s for {steps} steps", flush=True)
     rows = []
     for number, score in enumerate(args.scores):
         both = [[found[number] for found in places[side]] for side in SIDES]
+        pairs = [pair for pair in zip(*both, strict=True) if all(isinstance(place, tuple) for place in pair)]
         for unit, of in (("seconds", 1), ("epochs", 0)):
-            ratios = [
-                a[of] / b[of] for a, b in zip(*both, strict=True) if isinstance(a, tuple) and isinstance(b, tuple)
-            ]
+            ratios = [a[of] / b[of] for a, b in pairs]
             cells = [" ".join(shown(place, of) for place in side) for side in both]
             rows.append([f"{unit} to CIDEr {score:g}", *cells, f"{measure.median(ratios):.2f} x" if ratios else ""])
     counted = [train_step.flops(measure.SIZES[args.size], captions) / 1e12 for captions in (None, 1)]
     name = f"TFLOP of a batch of {train_step.COUNTED_BATCH}, {args.size} size"
     rows.append([name, *(f"{count:.3g}" for count in counted), f"{counted[0] / counted[1]:.2f} x"])
-    title = f"Seconds of training to a score on the validation split, seeds {args.seeds}"
+    title = f"Training to a score on the validation split, seeds {args.seeds}"
     measure.report(__file__, title, ("", *SIDES, "gain"), rows)
     rows = []
     for part in sorted(parts["reference"], key=lambda part: -sum(parts["reference"][part])):
@@ -250,7 +245,7 @@ def recipe_table(args: argparse.Namespace) -> None:
     rows = []
     for name, more in {"the sample's": "", "the published": f"{PUBLISHED} --epochs {args.published_epochs}"}.items():
         for seed in args.seeds:
-            _, found = trained("ours", args.data, f"{args.train} {more}", seed, args.every, args.scores)
+            _, found = trained(["ours"], args.data, f"{args.train} {more}", seed, args.every, args.scores)["ours"]
             cells = [" in ".join(dict.fromkeys(shown(place, of) for of in (0, 1))) for place in found]
             rows.append([name, seed, *cells])
     header = ("recipe", "seed", *(f"epochs in seconds to CIDEr {score:g}" for score in args.scores))
@@ -282,10 +277,12 @@ def infer_until(words: list[str], ended: Path) -> float:
 def busy_round(spins: str, work: Path, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each, with OpenMP's threads spinning so often before they sleep."""
     places = [["--data", str(args.data), "--checkpoint", f"{work}/{n}.pt", "--results", f"{work}/{n}"] for n in "abcd"]
-    trainings = [[*words, *shlex.split(args.train), "--epochs", str(args.busy_epochs)] for words in places]
-    words = ["--checkpoint", f"{work}/checkpoint.pt", "--video", f"{work}/video.mp4", "--results", f"{work}/captions"]
-    captioning, ended = [*words, "--window", "4", "--stride", "2"], work / "ended"
-    preprocessing.make_checkpoint(work / "checkpoint.pt")
+    trainings = [[*words, *shlex.split(args.train), "--epochs", "2"] for words in places]
+    words = (
+        f"--checkpoint {work}/start.pt --video {work}/video.mp4 --results {work}/captions --window 4 --stride 2"
+    )
+    captioning, ended = shlex.split(words), work / "ended"
+    preprocessing.make_checkpoint(work / "start.pt")
     preprocessing.make_video(work / "video.mp4", args.minutes, 320, 240)
     with patch.dict(os.environ, GOMP_SPINCOUNT=spins), ProcessPoolExecutor(2, get_context("spawn")) as pool:
         found = {"a training": pool.submit(train_once, trainings[0]).result()}
@@ -320,28 +317,27 @@ def busy_table(args: argparse.Namespace) -> None:
         both = ([found[what] for found in rounds[name]] for name in SPINS)
         rows.append([what, *cells, f"{measure.paired(*both):.2f}"])
     header = ("seconds of", *(cell for name in SPINS for cell in (name, "speed kept")), "first / second")
-    measure.report(
-        __file__, f"A busy machine: {args.busy_epochs} epochs, a video of {args.minutes:g} min", header, rows
-    )
+    measure.report(__file__, f"A busy machine: 2 epochs, a video of {args.minutes:g} min", header, rows)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train, and print the tables."""
-    parser = measure.parser(__doc__, runs=3)
+    parser, tables = (
+        measure.parser(__doc__, runs=3),
+        {"score": score_tables, "recipe": recipe_table, "busy": busy_table},
+    )
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/sample"), help="the sample with its features (make demo makes both)")
-    add("--only", choices=TABLES, nargs="+", default=["score"], help="which tables")
+    add("--only", choices=tables, nargs="+", default=["score"], help="which tables")
     add("--train", default=recipe("RECIPE := .*").split(":= ", 1)[1], help="the recipe: flags of train.py")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings, a pair for each")
     add("--scores", type=float, nargs="+", default=[4.0, 6.0, 8.0], help="CIDEr to reach, rising")
     add("--every", type=cli.count, default=20, help="steps between two copies of the weights")
     add("--size", choices=measure.SIZES, default="real", help="of the models whose operations are counted")
     add("--published-epochs", type=cli.count, default=100, help="of the published recipe, at most")
-    add("--busy-epochs", type=cli.count, default=2, help="of a training on a busy machine")
     add("--minutes", type=cli.positive, default=5.0, help="of the video that is captioned beside it")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    tables = {"score": score_tables, "recipe": recipe_table, "busy": busy_table}
     for table in args.only:
         tables[table](args)
 

@@ -131,7 +131,8 @@ def test_time_to_a_score_of_both_sides_and_of_both_recipes(trained, capsys, with
 def test_both_sides_learn_the_same_from_the_same(trained, without_java):
     """Without dropout, and with a clip a pass, whose mean over tokens is the caption's: the same weights."""
     flags = f"--llm {trained / 'lm'} {TRAIN} --dropout 0 --mlp-dropout 0 --batch-size 1 --lr 1e-3"
-    clocks = [time_to_score.trained(side, trained / "data", flags, 0, 4, [])[0] for side in time_to_score.SIDES]
+    both = time_to_score.trained([*time_to_score.SIDES], trained / "data", flags, 0, 4, [])
+    clocks = [clock for clock, _ in both.values()]
     assert [copy.step for copy in clocks[0].copies] == [copy.step for copy in clocks[1].copies] == [4, 8, 10]
     for name, value in clocks[0].copies[-1].weights.items():
         torch.testing.assert_close(clocks[1].copies[-1].weights[name], value, rtol=0, atol=2e-4, msg=name)
@@ -141,7 +142,7 @@ def test_a_busy_machine_alone_and_beside(trained, capsys, monkeypatch, without_j
     # Starting anew takes seconds.
     monkeypatch.setattr(time_to_score, "get_context", lambda _: processes.forks)
     words = ["--data", str(trained / "data"), "--train", f"--llm {trained / 'lm'} {TRAIN}", "--minutes", "0.03"]
-    time_to_score.main([*words, "--only", "busy", "--runs", "1", "--busy-epochs", "1"])
+    time_to_score.main([*words, "--only", "busy", "--runs", "1"])
     (rows,) = tables(capsys)
     assert len(rows) == 5 and all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
     assert [bool(row[2]) for row in rows] == [False, True, False, True, True]

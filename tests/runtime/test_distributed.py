@@ -98,7 +98,7 @@ def result(out):
     return {key: value for key, value in found.items() if key not in ("checkpoint", "made_by")}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[3])
 def by_many(request, filmed, models, tmp_path_factory):
     """The same, made by several processes; and what they printed."""
     out = tmp_path_factory.mktemp("by_many")
