@@ -278,9 +278,7 @@ def busy_round(spins: str, work: Path, args: argparse.Namespace) -> dict[str, fl
     """Seconds of each, with OpenMP's threads spinning so often before they sleep."""
     places = [["--data", str(args.data), "--checkpoint", f"{work}/{n}.pt", "--results", f"{work}/{n}"] for n in "abcd"]
     trainings = [[*words, *shlex.split(args.train), "--epochs", "2"] for words in places]
-    words = (
-        f"--checkpoint {work}/start.pt --video {work}/video.mp4 --results {work}/captions --window 4 --stride 2"
-    )
+    words = f"--checkpoint {work}/start.pt --video {work}/video.mp4 --results {work}/captions --window 4 --stride 2"
     captioning, ended = shlex.split(words), work / "ended"
     preprocessing.make_checkpoint(work / "start.pt")
     preprocessing.make_video(work / "video.mp4", args.minutes, 320, 240)
