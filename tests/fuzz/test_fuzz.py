@@ -8,10 +8,10 @@ from tests.fuzz import cases, videos
 
 
 def test_damaged_files_are_used_or_refused_in_one_line():
-    outcomes = list(cases.fuzz(range(1, 41), seed=0))
+    outcomes = list(cases.fuzz(range(1, 31), seed=0))
     assert [outcome for outcome in outcomes if outcome.end not in cases.GOOD] == []
-    assert len(outcomes) == 40 and {outcome.target for outcome in outcomes} == set(cases.TARGETS)
-    assert 5 < sum(outcome.end == "used" for outcome in outcomes) < 35  # it is no test if all are alike
+    assert len(outcomes) == 30 and {outcome.target for outcome in outcomes} == set(cases.TARGETS)
+    assert 5 < sum(outcome.end == "used" for outcome in outcomes) < 25  # it is no test if all are alike
 
 
 def test_damaged_videos_are_cached_or_named(tmp_path):
