@@ -5,7 +5,6 @@ A video that cannot be captioned is listed with its reason, and the run goes on;
 """
 
 import argparse
-import contextlib
 import os
 import random
 import time
@@ -29,6 +28,7 @@ from video.reader import VideoError, probe, read_frames
 from video.workers import Workers
 
 GIF_FRAMES = 48  # at most; a clip of SSv2 has about as many
+GIF_FPS = 25  # at most: browsers slow down a GIF whose frames stand for less than 20 ms
 LONG = 30.0  # seconds: a longer video says more than one caption can
 SAVE_EVERY = 5.0  # seconds between two writings of results.json
 
@@ -128,9 +128,8 @@ def tell(clip: Clip) -> None:
             lines.append(f"{clip.decoded[-1].start:.1f} s: {caption}")
     else:
         lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
-        with contextlib.suppress(VideoError):
-            if (seconds := probe(clip.path).duration) >= LONG:
-                lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
+        if (seconds := clip.decoded[-1].end) >= LONG:
+            lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
     if clip.warning and clip.is_done:
         lines.append(clip.warning)
     for line in lines:
@@ -230,10 +229,10 @@ class Results:
 def write_gif(clip: Clip, folder: Path) -> None:
     """Draw a clip's caption under it. Raises: VideoError, UserError where it gives no GIF."""
     video = probe(clip.path)
-    count, reference = min(GIF_FRAMES, video.frames), next(iter(clip.references), None)
+    count = min(GIF_FRAMES, video.frames, int(GIF_FPS * video.duration) + 1)
     suffix = ".captioned.gif" if clip.path.suffix.lower() == ".gif" else ".gif"  # its copy is a GIF, too
     target, frames = (folder / clip.name).with_suffix(suffix), read_frames(clip.path, count)  # (T, H, W, 3)
-    gif.write_gif(target, frames, clip.prediction, count / video.duration, reference=reference)
+    gif.write_gif(target, frames, clip.prediction, count / video.duration, reference=next(iter(clip.references), None))
 
 
 if __name__ == "__main__":

@@ -320,10 +320,8 @@ def busy_table(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train, and print the tables."""
-    parser, tables = (
-        measure.parser(__doc__, runs=3),
-        {"score": score_tables, "recipe": recipe_table, "busy": busy_table},
-    )
+    parser = measure.parser(__doc__, runs=3)
+    tables = {"score": score_tables, "recipe": recipe_table, "busy": busy_table}
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/sample"), help="the sample with its features (make demo makes both)")
     add("--only", choices=tables, nargs="+", default=["score"], help="which tables")

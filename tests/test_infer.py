@@ -167,9 +167,6 @@ def test_a_long_video_in_one_caption_is_told_how_to_get_more(namer, tmp_path, ca
     assert "--window" not in capsys.readouterr().out
 
 
-# ---- what is there when the run ends early ----
-
-
 def test_captions_are_on_the_screen_and_on_the_disk_as_they_are_made(namer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(infer, "SAVE_EVERY", 0.0)
     seen, name = [], namer.generate
@@ -241,7 +238,7 @@ def test_a_file_name_that_is_no_utf8_is_captioned(namer, tmp_path):
     assert row["source"] == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.webm"
 
 
-def test_a_gif_of_each_clip_shows_it_under_a_megabyte(namer, tmp_path):
+def test_a_gif_of_each_clip_shows_it_under_a_megabyte(namer, tmp_path, monkeypatch):
     video = write_video(tmp_path / "red.webm", "red", seconds=2)
     run(tmp_path, "--video", video, "--gif")
     path = tmp_path / "inference" / "red.gif"
@@ -253,9 +250,10 @@ def test_a_gif_of_each_clip_shows_it_under_a_megabyte(namer, tmp_path):
     run(tmp_path, "--video", path, "--gif", "--copy-videos")
     names = {"red.gif", "red.captioned.gif", "index.html", "results.json"}
     assert {file.name for file in path.parent.iterdir()} == names  # a GIF's own copy is not drawn over
-
-
-# ---- long videos ----
+    rates, fast = [], write_video(tmp_path / "fast.webm", "red", seconds=0.5, fps=60)
+    monkeypatch.setattr(infer.gif, "write_gif", lambda path, frames, caption, fps, **_: rates.append(fps))
+    run(tmp_path, "--video", fast, "--gif")
+    assert rates and rates[0] <= 50  # browsers slow down a frame of less than 20 ms
 
 
 def test_two_clips_in_a_row_give_two_captions_at_the_right_times(namer, tmp_path, capsys):
@@ -292,9 +290,6 @@ def test_two_clips_in_a_row_give_two_captions_at_the_right_times(namer, tmp_path
 def test_flags_that_do_not_go_together_are_refused(arguments, named):
     with pytest.raises(UserError, match=named):
         infer.parse(arguments)
-
-
-# ---- which videos ----
 
 
 @pytest.fixture

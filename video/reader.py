@@ -95,10 +95,10 @@ def read_frames(path: Path | str, count: int, start: float | None = None, end: f
     return frames.numpy()
 
 
-def read_clip(path: Path | str, count: int, transform: Transform | None) -> tuple[Tensor, str | None]:
-    """`count` frames sampled over a whole video, by their numbers, transformed: uint8 (count, 3, S, S), and a warning.
+def read_clip(path: Path | str, count: int, transform: Transform | None) -> tuple[Tensor, str | None, float]:
+    """`count` frames sampled over a whole video, by their numbers, transformed: uint8 (count, 3, S, S).
 
-    Without a transform (count, H, W, 3). The warning tells that the file is cut off, or is None. Raises: VideoError.
+    Without a transform (count, H, W, 3). Also a warning if the file is cut off, and its seconds. Raises: VideoError.
     """
     with container.opened(path) as video:
         index = video.index
@@ -106,7 +106,7 @@ def read_clip(path: Path | str, count: int, transform: Transform | None) -> tupl
         (frames,), decoded = read_spans(video._replace(index=numbered), [(-np.inf, np.inf)], count, transform)
     if frames is None:
         raise VideoError("none of its frames can be decoded")
-    return frames, index.warning(decoded)
+    return frames, index.warning(decoded), index.end
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -164,7 +164,7 @@ def _decode(
     with (
         container.expected_errors(),
         contextlib.closing(video.frames(wanted[0])) as frames,
-        ThreadPoolExecutor(1) as beside,  # a clip is decoded and transformed at once
+        ThreadPoolExecutor(1) as beside,  # while it transforms a part, the next one is decoded
     ):
         begun = beside.submit(dict)
         for stamp, frame in frames:

@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
     error: str | None = None
     warning: str | None = None  # the file is cut off, say: its frames stand for what is left
     start: float | None = None  # seconds from the start of the file; None: the whole clip
-    end: float | None = None
+    end: float | None = None  # likewise; the duration of a whole clip
     total: int = 1  # the file's windows
 
 
@@ -68,7 +68,7 @@ class Workers:
     def run(self, calls: Iterable[tuple[Any, Callable[[], Any], int]], ahead: int = 0) -> Iterator[tuple[Any, Any]]:
         """(key, what the call returned, or a VideoError) of each (key, call, time limits it may take), in order.
 
-        Calls are asked for one at a time: `ahead` of those that were taken, two for each worker or more.
+        At most `ahead` of them, or two for each worker, are begun or finished and not yet taken: they bound the memory.
         """
         if self._pool is None:
             yield from ((key, _attempt(call)) for key, call, _ in calls)
@@ -109,7 +109,7 @@ class Workers:
         else:
             calls = self._runs(paths, transform, frames, window, window if stride is None else stride)
         for (key, spans, total), result in self.run(calls, AHEAD if window is None else 0):
-            found, warning = ([result] * len(spans), None) if isinstance(result, VideoError) else result
+            found, warning, spans = ([result] * len(spans), None, spans) if isinstance(result, VideoError) else result
             for span, clip in zip(spans, found, strict=True):
                 failed = isinstance(clip, VideoError)
                 yield Decoded(key, None if failed else clip, str(clip) if failed else None, warning, *span, total)
@@ -132,15 +132,16 @@ class Workers:
 
 def _read(
     path: str, index: Index | None, spans: list[tuple[float, float]], frames: int, transform: Transform
-) -> tuple[list[Tensor | VideoError], str | None]:
+) -> tuple[list[Tensor | VideoError], str | None, list[tuple[float | None, float]]]:
+    """In a worker: the clip or the windows, a warning, and from where to where each is, in seconds."""
     if index is None:
-        clip, warning = reader.read_clip(path, frames, transform)
-        return [clip], warning
+        clip, warning, seconds = reader.read_clip(path, frames, transform)
+        return [clip], warning, [(None, seconds)]
     found, _ = reader.read_spans(Video(path, index), spans, frames, transform)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it, and only it needs it:
         ctypes.CDLL(None).malloc_trim(0)  # it would keep what was freed, over a gigabyte in two hours of video
     nothing = VideoError("no frame of this window could be decoded")
-    return [nothing if clip is None else clip for clip in found], index.warning(len(index.stamps))
+    return [nothing if clip is None else clip for clip in found], index.warning(len(index.stamps)), spans
 
 
 def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
@@ -156,7 +157,7 @@ def batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Workers fork from a clean process that has imported what they need, where the system can; else they spawn."""
+    """Workers fork from a clean process with what scripts import slowly, where the system can; else they spawn."""
     with_forks = hasattr(os, "fork") and "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if with_forks else "spawn")
     if with_forks:

@@ -41,7 +41,7 @@ def told(captioner, *clips):
 
 
 def whole(captioner, path):
-    frames, _ = read_clip(path, 4, captioner.encoder.transform)
+    frames, *_ = read_clip(path, 4, captioner.encoder.transform)
     return told(captioner, frames)[0]
 
 
@@ -90,7 +90,7 @@ def test_one_file_may_be_given_alone_and_none_at_all(captioner, paths):
 
 
 def test_beams_and_length_are_those_asked_for(captioner, paths):
-    frames, _ = read_clip(paths["dark"], 4, captioner.encoder.transform)
+    frames, *_ = read_clip(paths["dark"], 4, captioner.encoder.transform)
     expected = captioner.generate(captioner.encode(frames[None]), 3, num_beams=4)
     assert captioner.caption(paths["dark"], max_new_tokens=3, num_beams=4) == expected
 

@@ -62,7 +62,7 @@ def test_the_frames_of_every_kind_of_file_are_those_that_are_shown(name, monkeyp
     expected_clip = Transform(32).apply(whole[frame_indices(len(whole), 5)])
     for small in (container.SMALL, 0):  # bytes: read once, its packets kept, and read twice
         monkeypatch.setattr(container, "SMALL", small)
-        clip, warning = read_clip(path, 5, Transform(32))
+        clip, warning, _ = read_clip(path, 5, Transform(32))
         assert warning is None and torch.equal(clip, expected_clip)
         assert probe(path) == info
 
@@ -121,7 +121,7 @@ def cut_off(folder):
 @pytest.mark.parametrize("kind", ["mp4", "webm"])
 def test_a_file_that_is_cut_off_gives_what_is_left_and_a_warning(cut_off, kind):
     path, whole = cut_off[kind]
-    clip, warning = read_clip(path, 8, Transform(32))
+    clip, warning, _ = read_clip(path, 8, Transform(32))
     left = int(re.fullmatch(r"cut off: (\d+) of 40 frames could be decoded", warning)[1])
     assert 20 < left < 35
     assert torch.equal(clip, Transform(32).apply(whole[:left][frame_indices(left, 8)]))
