@@ -16,6 +16,7 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 
 import dataset
 from evaluation import report, scores
+from models import checkpoint
 from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
+    print(f"captions by {args.checkpoint}")
     if args.video:
         clips = [Clip(path) for path in videos.find(args.video, folder)]
     else:
@@ -77,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--window", type=cli.positive, help="caption long videos in windows of these seconds; writes .json, .srt, .vtt")
     add("--stride", type=cli.positive, help="seconds from one window to the next, at most the window (and without it)")
     add = parser.add_argument_group("models").add_argument
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
+    add("--checkpoint", type=Path, default=checkpoint.default(), help=checkpoint.HELP)
     add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
     add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")

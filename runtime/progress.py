@@ -48,7 +48,7 @@ class Progress(tqdm):
         super().close()
 
     def _tell_now_and_then(self) -> None:
-        while not self._ended.wait(self.interval):
+        while not self._ended.wait(self.interval) and self.n != self.total:  # the hub does not close all of its bars
             self._tell()
 
     def _tell(self) -> None:
