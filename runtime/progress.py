@@ -48,7 +48,7 @@ class Progress(tqdm):
         super().close()
 
     def _tell_now_and_then(self) -> None:
-        while not self._ended.wait(self.interval) and self.n != self.total:  # the hub does not close all of its bars
+        while not self._ended.wait(self.interval):
             self._tell()
 
     def _tell(self) -> None:
@@ -72,6 +72,17 @@ class Progress(tqdm):
 
     def _amount(self, number: float) -> str:
         return tqdm.format_sizeof(number, self.unit) if self.unit_scale else f"{number:,}"
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """Bars that are opened in here end with it: the hub leaves some of its own open."""
+    before = set(Progress._instances)
+    try:
+        yield
+    finally:
+        for bar in set(Progress._instances) - before:
+            bar.close()
 
 
 def duration(seconds: float) -> str:
