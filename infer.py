@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-from tqdm import tqdm
 
 import dataset
 from evaluation import report, scores
@@ -21,6 +20,7 @@ from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
+from runtime.progress import Progress
 from runtime.signals import Interrupts
 from video import gif, subtitles
 from video import paths as videos
@@ -133,7 +133,7 @@ def tell(clip: Clip) -> None:
     if clip.warning and clip.is_done:
         lines.append(clip.warning)
     for line in lines:
-        tqdm.write(files.printable(f"{clip.id}: {line}"))
+        Progress.write(files.printable(f"{clip.id}: {line}"))
 
 
 @dataclass
@@ -151,8 +151,10 @@ class Results:
         """Decode in workers, caption in batches, and tell and save each video's captions as they are made."""
         args = self.args
         settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
-        with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
+        with Progress(total=len(self.clips), desc="captions", unit="window" if args.window else "clip") as bar:
             for clip in captioner.caption_files(self.clips, workers, args.window, args.stride, **settings):
+                if len(clip.decoded) == 1:  # until a file is begun, it counts as one window
+                    bar.total += clip.decoded[0].total - 1
                 bar.update()
                 tell(clip)
                 if time.monotonic() - self.saved > SAVE_EVERY:
