@@ -90,7 +90,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--copy-videos", action="store_true", help="copy the videos beside the page, to publish it")
     add = parser.add_argument_group("running").add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
-    add("--workers", type=cli.whole, default=min(4, os.cpu_count() or 1), help="processes that decode; 0: this one")
+    spare = max(1, min(4, (os.cpu_count() or 1) - 1))  # one core is left to the models, where they have no GPU
+    add("--workers", type=cli.whole, default=spare, help="processes that decode; 0: this one")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
     add("--device", help=cli.DEVICE)
     args = parser.parse_args(argv)
