@@ -221,14 +221,15 @@ class Results:
 
     def write_media(self) -> None:
         """The copies of the videos, and the GIFs, where they are asked for."""
-        for clip in (clip for clip in self.clips if not clip.error):
+        clips = [clip for clip in self.clips if not clip.error]
+        for clip in Progress(clips, "media", unit="clip", disable=not (self.args.copy_videos or self.args.gif)):
             if self.args.copy_videos:
                 files.copy(clip.path, self.folder / clip.name)
             if self.args.gif:
                 try:
                     write_gif(clip, self.folder)
                 except (VideoError, UserError) as error:
-                    print(files.printable(f"{clip.id}: no GIF: {error}"))
+                    Progress.write(files.printable(f"{clip.id}: no GIF: {error}"))
 
 
 def write_gif(clip: Clip, folder: Path) -> None:
