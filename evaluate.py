@@ -15,7 +15,7 @@ from evaluation.bootstrap import fractions
 from evaluation.captioning import SplitReader, reversed_captions, shuffled
 from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
-from models import checkpoint
+from models import checkpoint, pretrained
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
-    context.print_main(f"captions by {args.checkpoint}")
+    pretrained.tell(f"captions by {args.checkpoint}")
     layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load

@@ -16,7 +16,7 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 
 import dataset
 from evaluation import report, scores
-from models import checkpoint
+from models import checkpoint, pretrained
 from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
-    print(f"captions by {args.checkpoint}")
+    pretrained.tell(f"captions by {args.checkpoint}")
     if args.video:
         clips = [Clip(path) for path in videos.find(args.video, folder)]
     else:

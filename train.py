@@ -219,7 +219,7 @@ def train(run: Run) -> None:
         run.save()  # a run that is stopped while it validates does not train the epoch again
         finish_epoch(run)
         run.save()
-    if context.is_main and run.history:
+    if context.is_main and run.history and (args.results / f"validation_epoch_{run.epoch}.json").exists():
         best = max(run.history, key=lambda line: line["CIDEr"])
         words = f"; {run.best}: epoch {best['epoch']}, the best by CIDEr in validation ({best['CIDEr']:.4f})"
         print(f"{args.checkpoint}: epoch {run.epoch}{words if run.best.exists() else ''}", flush=True)

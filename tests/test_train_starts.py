@@ -159,4 +159,4 @@ def test_evaluate_and_infer_take_the_best_checkpoint_where_none_is_named(tmp_pat
         assert str(script.parse(["--checkpoint", "checkpoint.pt"]).checkpoint) == "checkpoint.pt"
         with pytest.raises(UserError):
             script.main(["--data", "nowhere"])
-        assert capsys.readouterr().out == "captions by checkpoint_best.pt\n"
+        assert capsys.readouterr().err == "captions by checkpoint_best.pt\n"
