@@ -55,7 +55,7 @@ def test_clips_are_vp9_at_12_frames_a_second_and_show_what_was_drawn(data):
     )
     with av.open(str(data / "20bn-something-something-v2" / f"{clip_id}.webm")) as container:
         stream = container.streams.video[0]
-        assert "vp9" in stream.codec.name and stream.average_rate == sample.FPS
+        assert "vp9" in stream.codec.name and stream.average_rate == 12
         assert (stream.width, stream.height) == (112, 84)
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
     assert 30 <= len(decoded) <= 42
@@ -111,6 +111,42 @@ def test_covering_hides_the_first_thing_and_pretending_leaves_it_where_it_was():
         clip = Clip(template, (RED_BALL,), seed=2)
         before, after = (sample_world.scene(clip, time).things[0][2] for time in (0, 1))
         assert (after < before - 0.2) is moved
+
+
+@pytest.mark.parametrize("template", ACTIONS)
+def test_boxes_are_where_a_clips_things_are_drawn(template):
+    """What changes between two clips that differ in their things' colours alone lies in the boxes, and fills them."""
+    count = template.count("[something]")
+    clip, other = (
+        Clip(template, tuple((colour, shape) for shape in ("cup", "cone"))[:count], seed=7)
+        for colour in ("red", "blue")
+    )
+    found = sample_world.boxes(clip)
+    assert found == sample_world.boxes(other) and len(found["frames"]) == clip.length
+    drawn = [sample_world.render_clip(one, frames=one.length).astype(int) for one in (clip, other)]
+    changed = np.abs(drawn[0] - drawn[1]).sum(-1) > 60  # (frames, height, width)
+    for boxes, pixels in zip(found["frames"], changed, strict=True):
+        assert len(boxes) == count
+        rows, columns = np.nonzero(pixels)
+        left, top, right, bottom = np.array(boxes).T
+        ends = (
+            columns.min() - left.min(),
+            rows.min() - top.min(),
+            columns.max() + 1 - right.max(),
+            rows.max() + 1 - bottom.max(),
+        )
+        assert np.abs(ends).max() <= 1.5
+
+
+def test_boxes_are_written_for_the_clips_that_are_scored(data):
+    found = json.loads((data / "labels" / "boxes.json").read_text())
+    splits = sample_world.choose_clips({"train": 24, "validation": 12, "test": 12}, 0)
+    assert set(found) == set(splits["validation"]) | set(splits["test"])
+    for clip_id, clip in found.items():
+        with av.open(str(data / "20bn-something-something-v2" / f"{clip_id}.webm")) as container:
+            stream = container.streams.video[0]
+            assert (clip["width"], clip["height"]) == (stream.width, stream.height)
+            assert len(clip["frames"]) == len(list(container.decode(stream)))
 
 
 def test_paraphrases_are_many_distinct_and_keep_the_things():
