@@ -64,7 +64,7 @@ def coverage(boxes: Boxes, made: CacheConfig) -> np.ndarray:
 
 
 class Attention:
-    """Attention in a split's clips, the mean over all queries. Raises: UserError as `read_boxes`, or without a grid."""
+    """A captioner's attention in a split's clips. Raises: UserError as `read_boxes`, or without a grid."""
 
     def __init__(self, reader: SplitReader, layout: Layout, count: int, seed: int) -> None:
         """Overlays are for `count` at most of the clips that have a video, drawn at random."""
@@ -74,32 +74,33 @@ class Attention:
         self.boxes, self.others = {record["id"]: boxes[record["id"]] for record in known}, shuffled(known, seed)
         videos = sorted((record["id"], path) for record in reader.records if (path := layout.video(record["id"])))
         self.videos = dict(random.Random(seed).sample(videos, min(count, len(videos))))
-        patches, scored = " x ".join(map(str, self.made.grid)), f"scored in the {len(known):,} clips of boxes.json"
+        patches, scored = " x ".join(map(str, self.made.grid)), f"scored in {len(known):,} clips (labels/boxes.json)"
         reader.context.print_main(f"attention to {patches} patches: {scored}, drawn over {len(self.videos):,}")
 
-    def look(self) -> dict[str, tuple[np.ndarray | None, dict]]:
-        """By clip id: what is drawn (T', H', W'), and what is scored (`shares`). All processes take part."""
+    def look(self) -> dict[str, tuple[overlay.Maps, dict]]:
+        """By clip id: what is drawn of it, and `shares`, what is scored. All processes take part."""
         records = [r for r in self.reader.records if r["id"] in self.boxes or r["id"] in self.videos]
 
         def read(part: list[Record], features: Tensor) -> list[Any]:
-            maps = self.reader.captioner.attention(features).mean(1).cpu().numpy()  # (B, T', H', W')
-            pairs = zip((record["id"] for record in part), maps, strict=True)
-            return [
-                (one if i in self.videos else None, self.shares(i, one) if i in self.boxes else {}) for i, one in pairs
-            ]
+            pairs = zip((record["id"] for record in part), self.reader.captioner.attention(features).cpu(), strict=True)
+            return [(overlay.named(one) if i in self.videos else {}, self.shares(i, one.numpy())) for i, one in pairs]
 
         return replace(self.reader, records=records).each(read, "attention")
 
-    def shares(self, clip_id: str, weights: np.ndarray) -> dict[str, tuple[float, float]]:
-        """Of one clip, for `fractions`.
+    def shares(self, clip_id: str, attention: np.ndarray) -> dict[str, tuple[float, float]]:
+        """What `fractions` makes scores of, from a clip's attention (Q, T', H', W'); {} where no boxes are known.
 
-        on_objects: the share of attention on objects, each patch's by how much of it they cover; area: their share of
-        the picture, which is what even attention has on them; ratio: of these two; on_others: the share on where
-        another clip's objects are, which who always looks at the middle has as well.
+        on_objects: the share of all queries' attention that is on objects, each patch's by how much of it they cover;
+        "query 3": the same of one. area: the objects' share of the picture, which even attention has on them; ratio:
+        on_objects to it. on_others: the share where another clip's objects are, as of who always looks at the middle.
         """
+        if clip_id not in self.boxes:
+            return {}
         own, others = (coverage(self.boxes[i], self.made) for i in (clip_id, self.others[clip_id]))
-        on, area, on_others = float((weights * own).sum()), float(own.mean()), float((weights * others).sum())
-        return {"on_objects": (on, 1), "area": (area, 1), "ratio": (on, area), "on_others": (on_others, 1)}
+        mean, area = attention.mean(0), float(own.mean())
+        on, on_others = float((mean * own).sum()), float((mean * others).sum())
+        found = {"on_objects": (on, 1), "area": (area, 1), "ratio": (on, area), "on_others": (on_others, 1)}
+        return found | {f"query {i}": (float((one * own).sum()), 1) for i, one in enumerate(attention)}
 
     def scores(self, looked: dict[str, Any]) -> dict[str, Any]:
         """`shares` of all clips together, with their intervals; {} where no objects' places are known."""
@@ -108,9 +109,9 @@ class Attention:
 
     def draw(self, looked: dict[str, Any], results: Path, timeout: float, rows: list[dict[str, Any]]) -> None:
         """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is."""
-        clips = {clip_id: (path, {"attention": looked[clip_id][0]}) for clip_id, path in self.videos.items()}
+        clips = {clip_id: (path, looked[clip_id][0]) for clip_id, path in self.videos.items()}
         how = (results / "attention", Transform(self.made.size, self.made.crop), self.made.frames)
-        with Workers(os.cpu_count() or 1, timeout) as workers:
+        with Workers(min(os.cpu_count() or 1, len(clips)), timeout) as workers:
             drawn = dict(overlay.write_all(workers, clips, *how))
         for row in rows:
             if row["id"] in drawn:

@@ -25,7 +25,7 @@ from video.workers import VideoError, Workers
 
 MOST, LONGEST = 256, 640  # frames and pixels of an overlay: a longer video is thinned out, a larger one reduced
 COLOURS = "plasma"  # matplotlib's: of even lightness, for colour-blind viewers too, and nowhere grey
-DIM, UNSEEN, OPACITY = 0.6, 0.25, 0.9  # the picture's light; that of what a crop left out; of the largest weight
+DIM, UNSEEN, OPACITY = 0.7, 0.3, 0.8  # the picture's light; that of what a crop left out; of the largest weight
 Maps = Mapping[str, np.ndarray]  # (T', H', W') each, by what a page calls them
 
 

@@ -168,25 +168,23 @@ def reader_of(captioner, data):
     return SplitReader(captioner, records, data / "features" / "validation", 2, DistributedContext("cpu"))
 
 
-def test_shares_of_hand_made_maps_are_what_they_must_be(run, with_boxes, monkeypatch):
-    """Attention all on the object, all beside it, and even: 1, 0, and the area."""
+def test_shares_of_hand_made_maps_are_what_they_must_be(run, with_boxes):
+    """Attention all on the object, all beside it, even, and of two queries that do the one and the other."""
     captioner = VideoCaptioner.from_checkpoint(run / "checkpoint.pt")
     where = Attention(reader_of(captioner, with_boxes), Layout(with_boxes), 0, 0)
     on = {i: coverage(where.boxes[i], where.made) / 2 for i in where.boxes}  # a quarter of 8 patches
-    for maps, expected in (
-        (on, 1),
-        ({i: (1 - 2 * one) / 6 for i, one in on.items()}, 0),
-        (dict.fromkeys(on, np.full((2, 2, 2), 1 / 8)), 0.25),
-    ):
-        scores = where.scores({i: (None, where.shares(i, one)) for i, one in maps.items()} | {"14": (None, {})})
+    beside, even = {i: (1 - 2 * one) / 6 for i, one in on.items()}, dict.fromkeys(on, np.full((2, 2, 2), 1 / 8))
+    for queries, expected in (([on], [1]), ([beside], [0]), ([even], [0.25]), ([on, beside], [1, 0])):
+        looked = {i: ({}, where.shares(i, np.stack([maps[i] for maps in queries]))) for i in on}
+        scores = where.scores(looked | {"14": ({}, where.shares("14", even["11"][None]))})  # whose places are not known
         assert scores["clips"] == 4 and scores["area"] == pytest.approx(0.25)
-        assert scores["on_objects"] == pytest.approx(expected) and scores["ratio"] == pytest.approx(4 * expected)
-        assert scores["intervals"]["on_objects"] == pytest.approx([expected] * 2)  # all clips are alike
-    others = where.scores({i: (None, where.shares(i, one)) for i, one in on.items()})["on_others"]
-    assert others == pytest.approx(
-        np.mean([(on[i] * coverage(where.boxes[o], where.made)).sum() for i, o in where.others.items()])
-    )
-    assert all(one != other for one, other in where.others.items())
+        assert [scores[f"query {i}"] for i in range(len(queries))] == pytest.approx(expected)
+        mean = np.mean(expected)
+        assert scores["on_objects"] == pytest.approx(mean) and scores["ratio"] == pytest.approx(4 * mean)
+        assert scores["intervals"]["on_objects"] == pytest.approx([mean] * 2)  # all clips are alike
+    others = where.scores({i: ({}, where.shares(i, on[i][None])) for i in on})["on_others"]
+    met = [(on[i] * coverage(where.boxes[other], where.made)).sum() for i, other in where.others.items()]
+    assert others == pytest.approx(np.mean(met)) and all(one != other for one, other in where.others.items())
 
 
 def test_evaluate_scores_the_captioners_own_attention_and_draws_it(run, with_boxes, tmp_path, capsys):
