@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-from tqdm import tqdm
 
 import dataset
 from evaluation import report, scores
@@ -21,6 +20,7 @@ from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
+from runtime.progress import Progress
 from runtime.signals import Interrupts
 from video import gif, overlay, subtitles
 from video import paths as videos
@@ -95,7 +95,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--attention", nargs="*", type=cli.whole, metavar="QUERY", help=where)
     add = parser.add_argument_group("running").add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
-    add("--workers", type=cli.whole, default=min(4, os.cpu_count() or 1), help="processes that decode; 0: this one")
+    spare = max(1, min(4, (os.cpu_count() or 1) - 1))  # one core is left to the models, where they have no GPU
+    add("--workers", type=cli.whole, default=spare, help="processes that decode; 0: this one")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that decoding a clip or a window may take")
     add("--device", help=cli.DEVICE)
     args = parser.parse_args(argv)
@@ -142,7 +143,7 @@ def tell(clip: Clip) -> None:
     if clip.warning and clip.is_done:
         lines.append(clip.warning)
     for line in lines:
-        tqdm.write(files.printable(f"{clip.id}: {line}"))
+        Progress.write(files.printable(f"{clip.id}: {line}"))
 
 
 @dataclass
@@ -162,8 +163,10 @@ class Results:
         args = self.args
         settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
         settings["queries"] = args.attention
-        with tqdm(desc="captions", unit="window" if args.window else "clip", disable=None) as bar:
+        with Progress(total=len(self.clips), desc="captions", unit="window" if args.window else "clip") as bar:
             for clip in captioner.caption_files(self.clips, workers, args.window, args.stride, **settings):
+                if len(clip.decoded) == 1:  # until a file is begun, it counts as one window
+                    bar.total += clip.decoded[0].total - 1
                 bar.update()
                 tell(clip)
                 if time.monotonic() - self.saved > SAVE_EVERY:

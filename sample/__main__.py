@@ -11,11 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-from tqdm import tqdm
 
 import dataset
 from runtime import cli, files
 from runtime.files import UserError
+from runtime.progress import Progress
 from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, boxes, choose_clips, paraphrases, render_clip
 from video.overlay import write_video
 
@@ -39,7 +39,7 @@ def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = 
     clips = {videos / f"{i}.webm": clip for some in splits.values() for i, clip in some.items()}
     with ProcessPoolExecutor(workers) as pool:
         sizes = pool.map(_render_file, clips, clips.values(), chunksize=8)
-        size = sum(tqdm(sizes, total=len(clips), unit="clip", desc="rendering"))
+        size = sum(Progress(sizes, total=len(clips), unit="clip", desc="rendering"))
     print(f"{data}: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f" clips, {size / 1e6:.1f} MB")
 
 

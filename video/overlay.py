@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from runtime import files
+from runtime.progress import Progress
 from video.reader import Transform, probe, read_clip
 from video.workers import VideoError, Workers
 
@@ -66,9 +66,10 @@ def write_all(
         )
         for name, (path, maps) in clips.items()
     )
-    for name, drawn in tqdm(workers.run(calls), total=len(clips), desc="overlays", unit="clip", disable=None):
+    drawing = Progress(workers.run(calls), total=len(clips), desc="overlays", unit="clip") if clips else ()
+    for name, drawn in drawing:
         if isinstance(drawn, VideoError):
-            tqdm.write(files.printable(f"{name}: no overlay: {drawn}"))
+            Progress.write(files.printable(f"{name}: no overlay: {drawn}"))
         else:
             yield name, drawn
 
