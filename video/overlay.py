@@ -6,7 +6,6 @@ zero to the largest of the clip: moments of a clip can be compared, two clips ca
 Letters: Q queries; the grid (T', H', W') of patch tokens; T frames that the encoder saw; n frames drawn, H x W pixels.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
@@ -58,23 +57,18 @@ def write_all(
     workers: Workers, clips: Mapping[str, tuple[Path, Maps]], folder: Path, transform: Transform, frames: int
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """`write` for clips (videos and Maps by name), into `folder`; gives their files. Who cannot be drawn is told."""
-    calls = (  # a worker's working directory may be another
-        (
-            name,
-            partial(write, os.path.abspath(path), os.path.abspath(folder / name), maps, transform, frames),
-            len(maps),
-        )
+    calls = (
+        (name, partial(write, path.absolute(), folder.absolute() / name, maps, transform, frames), len(maps))
         for name, (path, maps) in clips.items()
     )
-    drawing = Progress(workers.run(calls), total=len(clips), desc="overlays", unit="clip") if clips else ()
-    for name, drawn in drawing:
+    for name, drawn in Progress(workers.run(calls), total=len(clips), desc="overlays", unit="clip") if clips else ():
         if isinstance(drawn, VideoError):
             Progress.write(files.printable(f"{name}: no overlay: {drawn}"))
         else:
             yield name, drawn
 
 
-def write(path: Path | str, stem: str, maps: Maps, transform: Transform, frames: int) -> dict[str, str]:
+def write(path: Path, stem: Path, maps: Maps, transform: Transform, frames: int) -> dict[str, str]:
     """Draw each of `maps` over the video `path` into <stem>.<what it is called>.webm; returns their file names.
 
     `transform` and `frames` (T) tell what the encoder saw. An overlay lasts as long as its video. Raises: VideoError.
@@ -85,9 +79,9 @@ def write(path: Path | str, stem: str, maps: Maps, transform: Transform, frames:
     # Frames drawn and frames seen are both uniform from first to last; a frame shows the map of the nearest one seen.
     nearest = np.linspace(0, frames - 1, count).round().astype(int) // (frames // steps)  # (n,) of the T' steps
     for name, weights in maps.items():
-        target = f"{stem}.{name.replace(' ', '-')}.webm"
-        write_video(target, _drawn(pictures, weights, nearest, transform), count / video.duration)
-        drawn[name] = os.path.basename(target)
+        drawn[name] = f"{stem.name}.{name.replace(' ', '-')}.webm"
+        frames_drawn = _drawn(pictures, weights, nearest, transform)
+        write_video(stem.with_name(drawn[name]), frames_drawn, count / video.duration)
     return drawn
 
 
@@ -95,9 +89,10 @@ class _Reduced:
     """A transform: uint8 (T, H, W, 3) frames, LONGEST pixels at most."""
 
     def apply(self, frames: Tensor) -> Tensor:
-        size = [max(1, round(length * LONGEST / max(frames.shape[1:3]))) for length in frames.shape[1:3]]
-        if size[0] >= frames.shape[1]:
+        scale = LONGEST / max(frames.shape[1:3])
+        if scale >= 1:
             return frames
+        size = [max(1, round(length * scale)) for length in frames.shape[1:3]]
         return F.interpolate(frames.movedim(-1, 1), size, mode="bilinear", antialias=True).movedim(1, -1)
 
 
