@@ -106,5 +106,5 @@ def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: flo
         bar = Progress(
             captioned, total=len(mine), desc="reversed", unit="clip", disable=not context.is_main, leave=False
         )
-        found = ChainMap(*context.gather({clip.key: text for clip, text in bar if text is not None}))
+        found = ChainMap(*context.gather({clip.key: text for clip, text, _ in bar if text is not None}))
     return {clip_id: found[clip_id] for clip_id in videos if clip_id in found}
