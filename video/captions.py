@@ -50,9 +50,11 @@ def _from_csv(text: str) -> Iterable[Row]:
         for row in reader:
             if None in row:  # where DictReader puts fields beyond the header's
                 raise ValueError(f"line {reader.line_num} has too many fields: quote captions that hold {delimiter!r}")
-            yield row["video"], row["caption"], row.get("split", "")
+            if any(row.values()):  # spreadsheets end in rows of nothing
+                yield row["video"], row["caption"], row.get("split", "")
     except csv.Error as error:
-        raise ValueError(f'line {reader.line_num}: {error} (within quotes, a quote is written as "")') from None
+        reason = f'{error}; a quote within quotes is written as ""'
+        raise ValueError(f"the row after line {reader.line_num}: {reason}") from None
 
 
 def _from_json(text: str) -> Iterable[tuple[Any, ...]]:
