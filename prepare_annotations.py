@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import dataset
 from evaluation import report
 from evaluation.ssv2 import TemplateReader, template_key
