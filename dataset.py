@@ -26,10 +26,8 @@ SPLITS = tuple(READY)
 SSV2 = "Something-Something V2"
 OWN = "python prepare_annotations.py --videos FOLDER --captions FILE --data"  # makes an own data set, there
 ROOT = Path(__file__).parent  # of the project
-PARAPHRASES = (  # one file, or else all of its published parts
-    ("ssv2_paraphrase.json",),
-    ("ssv2_paraphrase/**/*.json", "ssv2_paraphrase_*.json", "train/ssv2_paraphrase_*.json"),
-)
+PARAPHRASES = ("ssv2_paraphrase.json", "ssv2_paraphrase/**/*.json", "ssv2_paraphrase_*.json")  # whole, or its parts
+PARAPHRASES += ("train/ssv2_paraphrase_*.json",)
 CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -62,12 +60,8 @@ class Layout:
         if not (path := self.labels / "videos.json").is_file():
             return None
         own = files.read_json(path, "the places of the videos")
-        if (
-            not isinstance(own, dict)
-            or not isinstance(own.get("clips"), dict)
-            or not _is_texts([own.get("folder") or ""])
-        ):
-            raise UserError(f"{path} does not hold a folder and clips; delete it and run {OWN} {self.data}")
+        if not isinstance(own, dict) or not isinstance(own.get("clips"), dict):
+            raise UserError(f"{path} does not say where the clips lie; delete it, and run {OWN} {self.data}")
         return {"folder": None, **own}
 
     @property
@@ -129,7 +123,8 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
         if layout.own:
             _labels_file(data, f"{split}.json")  # raises where there is no such split
         command = f"python prepare_annotations.py --data {shlex.quote(str(data))}"
-        raise UserError(f"the {split} captions: there is no {path}; run {command}")
+        answers = ", which takes labels/test-answers.csv" if split == "test" and not layout.own else ""
+        raise UserError(f"the {split} captions: there is no {path}; run {command}{answers}")
     records = _read_records(path, f"the {split} captions")
     for record in records:
         if not _is_texts(record.get("label")):
@@ -145,7 +140,8 @@ def _labels_file(data: Path | str, name: str) -> Path:
     if path := layout.labels_file(name):
         return path
     if layout.own is None:
-        raise UserError(f"there is no {layout.labels / name}; download SSv2's labels into that folder")
+        own = f"or make a data set of your own: {OWN} {shlex.quote(str(data))}"
+        raise UserError(f"there is no {layout.labels / name}; download SSv2's labels into that folder, {own}")
     splits = f"its clips are all of {' and '.join(layout.splits)}; its captions file may give them other splits"
     reason = splits if name.removesuffix(".json") in SPLITS else f"action templates are {SSV2}'s own; do without them"
     raise UserError(f"{layout.name} has no {layout.labels / name}: {reason}")
@@ -223,15 +219,14 @@ def read_paraphrases(parts: list[Path]) -> dict[str, list[str]]:
 
 
 def paraphrase_files(path: Path | str | None, layout: Layout) -> list[Path]:
-    """The file, or all files of the folder, at `path`; None: ssv2_paraphrase.json, else its parts, where they lie.
+    """The file, or all files of the folder, at `path`; None: ssv2_paraphrase.json, or its parts, where they lie.
 
-    That is the data set's folder; for SSv2 the working directory and the project's root, too.
+    That is the data set's folder or, for SSv2, else the working directory or the project's root.
     Raises: UserError where there is none at a `path`.
     """
     if path is None:
         folders = [layout.data, *([Path(), ROOT] if layout.name == SSV2 else [])]
-        places = [(folder, forms) for folder in folders for forms in PARAPHRASES]
-        found = ([part for form in forms for part in sorted(folder.glob(form))] for folder, forms in places)
+        found = ([part for form in PARAPHRASES for part in sorted(folder.glob(form))] for folder in folders)
         return next(filter(None, found), [])
     found = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.json"))
     if not found:

@@ -38,9 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         files.write_json(path := layout.annotations / dataset.READY[split], ready)
         count, left_out = sum(len(record["label"]) for record in ready), len(records) - len(ready)
         print(f"{path}: {len(ready):,} clips, {count:,} captions; {left_out:,} clips have none")
-    if found:
-        print(f"paraphrases: {', '.join(map(str, found))}")
-    elif not layout.own:
+    tell(list(map(str, found)), "files of paraphrases were taken")
+    if not found and not layout.own:
         print("no paraphrases were found: each training clip has its label alone")
     if args.limit:
         print(f"a rehearsal on the first {args.limit:,} clips of each split; run this again without --limit for all")
@@ -107,9 +106,9 @@ def make_own(args: argparse.Namespace) -> None:
 
     Raises: UserError where --data holds another data set, or no caption is of a clip that is there.
     """
+    rows = [row for path in args.captions for row in captions.read(path)]
     layout = own_layout(args)
     earlier = layout.own["clips"] if layout.own else {}
-    rows = [row for path in args.captions for row in captions.read(path)]
     names, videos = list(dict.fromkeys(name for name, *_ in rows)), []
     if args.videos:
         found, videos = paths.match(names, args.videos, args.data)
@@ -132,7 +131,7 @@ def make_own(args: argparse.Namespace) -> None:
         if records:
             files.write_json(layout.labels / f"{split}.json", records)
         else:
-            print(f"no clip is in the {split} split")
+            print(f"no clip is in the {split} split" + ("" if split == "test" else ", and train.py needs some"))
             for stale in (layout.labels / f"{split}.json", layout.annotations / ready):
                 stale.unlink(missing_ok=True)
 
@@ -200,7 +199,8 @@ def settle_splits(args: argparse.Namespace, ids: dict[str, str], splits: dict[st
     folder = args.data / "features"
     lying = {paths.plain(path.stem): path for path in folder.rglob("*.pt")}
     found = {place: lying.get(ids[place]) or lying.get(paths.plain(place)) for place in ids}
-    splits = {place: path.parent.name for place, path in found.items() if path and path.parent != folder} | splits
+    splits = {place: path.parent.name for place, path in found.items() if path} | splits
+    splits = {place: split for place, split in splits.items() if split in dataset.SPLITS}
     drawn = draw_splits([ids[place] for place in ids if place not in splits], args.seed)
     splits = {place: splits.get(place) or drawn[ids[place]] for place in ids}
     for place, path in found.items():

@@ -437,7 +437,7 @@ def test_data_sets_have_names(tmp_path):
     touch(tmp_path / "a", "sample.json")
     assert dataset.Layout(tmp_path / "a").name == "sample"
     (own(tmp_path, [("a.mp4", ["x"], "train")]).labels / "videos.json").write_text("[]")
-    with pytest.raises(UserError, match="does not hold a folder and clips"):
+    with pytest.raises(UserError, match="does not say where the clips lie"):
         dataset.Layout(tmp_path / "mine").name  # noqa: B018
 
 
