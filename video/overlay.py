@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -75,25 +76,20 @@ def write(path: Path, stem: Path, maps: Maps, transform: Transform, frames: int)
     """
     video, steps, drawn = probe(path), len(maps["attention"]), {}
     count = max(steps, min(MOST, video.frames))
-    pictures = read_clip(path, count, _Reduced())[0].numpy()  # (n, H, W, 3)
+    pictures = read_clip(path, count, SimpleNamespace(apply=_reduced))[0].numpy()  # (n, H, W, 3)
     # Frames drawn and frames seen are both uniform from first to last; a frame shows the map of the nearest one seen.
     nearest = np.linspace(0, frames - 1, count).round().astype(int) // (frames // steps)  # (n,) of the T' steps
     for name, weights in maps.items():
         drawn[name] = f"{stem.name}.{name.replace(' ', '-')}.webm"
-        frames_drawn = _drawn(pictures, weights, nearest, transform)
-        write_video(stem.with_name(drawn[name]), frames_drawn, count / video.duration)
+        overlay = _drawn(pictures, weights, nearest, transform)
+        write_video(stem.with_name(drawn[name]), overlay, count / video.duration)
     return drawn
 
 
-class _Reduced:
-    """A transform: uint8 (T, H, W, 3) frames, LONGEST pixels at most."""
-
-    def apply(self, frames: Tensor) -> Tensor:
-        scale = LONGEST / max(frames.shape[1:3])
-        if scale >= 1:
-            return frames
-        size = [max(1, round(length * scale)) for length in frames.shape[1:3]]
-        return F.interpolate(frames.movedim(-1, 1), size, mode="bilinear", antialias=True).movedim(1, -1)
+def _reduced(frames: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3), H and W LONGEST at most."""
+    scale = min(1.0, LONGEST / max(frames.shape[1:3]))
+    return F.interpolate(frames.movedim(-1, 1), scale_factor=scale, mode="bilinear", antialias=True).movedim(1, -1)
 
 
 def _drawn(pictures: np.ndarray, weights: np.ndarray, steps: np.ndarray, transform: Transform) -> Iterator[np.ndarray]:
