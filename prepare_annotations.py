@@ -20,6 +20,7 @@ from evaluation import report
 from evaluation.ssv2 import TemplateReader, template_key
 from runtime import cli, files
 from runtime.files import UserError
+from runtime.progress import Progress
 from video import captions, paths
 
 
@@ -80,7 +81,7 @@ def labelled(layout: dataset.Layout, limit: int | None) -> dict[str, list[datase
 def caption_lists(records: list[dataset.Record], paraphrases: dict[str, list[str]]) -> list[dataset.Record]:
     """Records whose label is a list: the label or labels, then paraphrases, each once. Clips without are left out."""
     ready = []
-    for record in records:
+    for record in Progress(records, "captions", unit="clip", leave=False):
         label = record.get("label")
         texts = label if isinstance(label, list) else [label if isinstance(label, str) else ""]
         texts = [*texts, *paraphrases.get(record["id"], [])]
