@@ -10,7 +10,7 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 from torch import Tensor
 
 import dataset
-from evaluation import comparison, report, scores
+from evaluation import attention, comparison, report, scores
 from evaluation.captioning import SplitReader, reversed_captions, shuffled
 from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
@@ -61,9 +61,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
-    add("--compare", type=Path, metavar="JSON", help="another run's evaluation.json: also score the differences to it")
+        result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
+    if where:
+        result["attention"] = where.scores(looked)
+        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
+    per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
+    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
+    for row in result["predictions"]:
+        row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
+    if other:
+        result["compared"] = comparison.compare(result, other, scorer, pairs)
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
-    add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
+    add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
     add = parser.add_argument_group("running").add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
@@ -83,6 +92,7 @@ def evaluate(
     """
     scorer = scores.Scorer(reader.records, layout, args.java_timeout, args.seed)
     pairs = opposites(layout) if args.grounding else {}
+    where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
     learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
     labels = sorted(record["label"][0] for record in learnt)
     ranks = rank_actions(args, labels, reader) if args.actions else {}
@@ -94,6 +104,7 @@ def evaluate(
         lies["reversed"] = caption_reversed(args, layout, pairs, reader)
         # The reversed clips are some of all: their score stands beside the same clips' forwards.
         lies["forwards"] = {clip_id: captions[clip_id] for clip_id in lies["reversed"]}
+    looked = where.look() if where else {}
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **scorer.scores(captions, meteor=not args.no_meteor)}
@@ -101,12 +112,19 @@ def evaluate(
         result["actions"] = scores.action_scores(list(ranks.values()), args.seed).summary()
     if args.grounding:
         counts = {"most_common_caption": common, "reversed_clips": len(lies["reversed"])}
+<<<<<<< ours
         result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
     per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
     for row in result["predictions"]:
         row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
     if other:
         result["compared"] = comparison.compare(result, other, scorer, pairs)
+=======
+        result["grounding"] = {**scorer.grounding(lies, pairs), **counts}
+    if where:
+        result["attention"] = where.scores(looked)
+        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
+>>>>>>> theirs
     return result
 
 
@@ -149,7 +167,7 @@ def caption_reversed(
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
     """evaluation.json, the page, and the table on the screen."""
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
-    made = {"recipe": report.recipe(args.checkpoint, captioner), "made_by": provenance.made_by()}
+    made = {"recipe": {**captioner.config, "training": captioner.recipe}, "made_by": provenance.made_by()}
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, **made}
     files.write_json(args.results / "evaluation.json", result)
     page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None

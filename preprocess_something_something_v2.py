@@ -14,7 +14,6 @@ from pathlib import Path
 
 import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
-from tqdm import tqdm
 
 import dataset
 from features import cache
@@ -23,6 +22,7 @@ from models.vjepa2 import DEFAULT_ENCODER, VideoEncoder
 from runtime import cli, files
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
+from runtime.progress import Progress
 from runtime.signals import Interrupts
 from video.workers import Workers, batches
 
@@ -111,7 +111,7 @@ def encode_clips(
     size = encoder.prepare(batch_size)
     writing: deque[Future] = deque()
     with (
-        tqdm(total=len(clips), desc="encoding", unit="clip", disable=None if context.is_main else True) as bar,
+        Progress(total=len(clips), desc="encoding", unit="clip", disable=not context.is_main) as bar,
         ThreadPoolExecutor(WRITERS) as writers,
     ):
         for batch in batches(decoded, size):
@@ -159,13 +159,13 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
     if missing and not clips and not cached:
         raise UserError(f"there is no video of any clip in {layout.videos}; put SSv2's <id>.webm files there")
     size = cache.bytes_per_clip(config)
-    needed = tqdm.format_sizeof(len(clips) * size, "B")
+    needed = Progress.format_sizeof(len(clips) * size, "B")
     without = f", {len(missing)} without a video" if missing else ""
     print(f"{', '.join(splits)}: {cached} clips cached, {len(clips)} to encode{without}; {needed} to write", flush=True)
     free = shutil.disk_usage(layout.features if layout.features.exists() else layout.data).free
     if free < len(clips) * (size + 4096):  # disks give out whole blocks
         raise UserError(
-            f"the disk of {layout.features} has {tqdm.format_sizeof(free, 'B')} free, the features need {needed}; "
+            f"the disk of {layout.features} has {Progress.format_sizeof(free, 'B')} free, the features need {needed}; "
             "free some, give another --data, or keep them smaller with --dtype int8 or --pool 2"
         )
     if not cache.check_config(layout.features, config):  # asked again: another run may have begun meanwhile

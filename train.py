@@ -8,7 +8,6 @@ from typing import Any
 import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import dataset
 from dataset import plan_epoch, records_that_fit, usable_records
@@ -21,6 +20,7 @@ from qformer import QFormer, VideoCaptioner
 from runtime import cli, files
 from runtime.distributed import DistributedContext, Lost
 from runtime.files import UserError
+from runtime.progress import Progress
 from runtime.signals import Interrupted, Interrupts
 
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
@@ -225,7 +225,7 @@ def train_epoch(run: Run) -> None:
     batches = iter(feature_batches(folder, ids, args.workers, context.device.type == "cuda"))
     captioner.train()
     desc = f"epoch {run.epoch + 1}/{args.epochs}"
-    with tqdm(total=len(steps), initial=run.step, desc=desc, unit="step", disable=not context.is_main) as bar:
+    with Progress(total=len(steps), initial=run.step, desc=desc, unit="step", disable=not context.is_main) as bar:
         for step in steps[run.step :]:
             at, total = run.epoch * len(steps) + run.step, args.epochs * len(steps)
             for group in optimizer.param_groups:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset import Record
 from features import cache
@@ -22,6 +21,7 @@ from features.reader import feature_batches
 from qformer import VideoCaptioner
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
+from runtime.progress import Progress
 
 
 @dataclass
@@ -46,7 +46,7 @@ class SplitReader:
         parts = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
         ids = [[(sources or {}).get(record["id"], record["id"]) for record in part] for part in parts]
         loader = feature_batches(self.folder, ids, pin=self.captioner.device.type == "cuda")
-        with tqdm(total=len(mine), desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
+        with Progress(total=len(mine), desc=desc, unit="clip", disable=not self.context.is_main, leave=False) as bar:
             for part, packed in zip(parts, loader, strict=True):
                 self.check()
                 values = function(part, dequantize_for(self.captioner, packed, self.folder))
@@ -103,5 +103,5 @@ def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: flo
         # Frames are (T, 3, S, S): the last one comes first.
         backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
         captioned = captioner.caption_decoded(backwards, reader.batch_size, *settings)
-        found = ChainMap(*context.gather({clip.key: text for clip, text in captioned if text is not None}))
+        found = ChainMap(*context.gather({clip.key: text for clip, text, _ in captioned if text is not None}))
     return {clip_id: found[clip_id] for clip_id in videos if clip_id in found}

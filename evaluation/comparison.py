@@ -15,7 +15,7 @@ from runtime import files
 from runtime.files import UserError
 
 SAME = 0.005  # CIDEr of a clip: two decimals do not show a smaller change
-PER_CLIP = {"rank": int, "shuffled": str, "reversed": str}  # what only runs with --actions or --grounding hold
+PER_CLIP = {"rank": int, "shuffled": str, "reversed": str, "attention": dict}  # held where its flag was given
 
 Rows = dict[str, dict[str, Any]]  # predictions of evaluation.json, by clip id
 
@@ -87,6 +87,8 @@ def _scores(
         found["ssv2"] = resampled_fractions([clip["counts"] for clip in clips], scorer.seed)
     if held["rank"]:
         found["actions"] = action_scores([rows[key]["rank"] for key in held["rank"]], scorer.seed)
+    if held["attention"]:
+        found["attention"] = resampled_fractions([rows[key]["attention"] for key in held["attention"]], scorer.seed)
     if held["shuffled"]:
         lies = {name: {key: rows[key][name] for key in held[name]} for name in ("shuffled", "reversed")}
         lies["most_common"] = dict.fromkeys(captions, run["grounding"]["most_common_caption"])

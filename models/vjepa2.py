@@ -62,8 +62,6 @@ class VideoEncoder:
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> "VideoEncoder":
         """The encoder that made a cache, whose config says so. Raises: UserError where it does not, or is another."""
-        if config is None:
-            raise UserError("the checkpoint does not say what made its features: train where features/config.json is")
         made = CacheConfig.from_dict(config)
         transform = Transform(made.size, made.crop, made.mean, made.std)
         encoder = cls(made.encoder, device, made.frames, transform=transform)
@@ -74,7 +72,8 @@ class VideoEncoder:
     def cache_config(self, dtype: str = "float16", pool: int = 1) -> CacheConfig:
         """What features of this encoder are, kept as `dtype` after `pool`."""
         look = (self.transform.size, self.transform.crop, self.transform.mean, self.transform.std)
-        return CacheConfig(self.name, self.frames, *look, dtype, pool, self.tokens // pool**2, self.dim, self.weights)
+        size, tubelet = (self.tokens // pool**2, self.dim), self.frames // self.grid[0]
+        return CacheConfig(self.name, self.frames, *look, dtype, pool, *size, self.weights, tubelet)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:

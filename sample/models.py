@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, VJEPA2Config, VJEPA2Model
 
 import dataset
 from models.language_model import PROMPT
 from runtime import files
+from runtime.progress import Progress
 from sample import world
 from video.reader import MEAN, STD, Transform, frame_indices, read_clip
 
@@ -127,7 +127,7 @@ def draw(clip: world.Clip) -> Tensor:
 def load_clips(clips: dict[str, world.Clip], data: Path | None = None) -> tuple[Tensor, Answers]:
     """Clips drawn, or from their files in `data`, uint8 (B, F, 3, S, S), and what is known of them."""
     pixels = torch.empty(len(clips), FRAMES, 3, PIXELS, PIXELS, dtype=torch.uint8)
-    for place, (clip_id, clip) in enumerate(tqdm(clips.items(), "clips", unit="clip")):
+    for place, (clip_id, clip) in enumerate(Progress(clips.items(), "clips", unit="clip")):
         video = data and dataset.Layout(data).video(clip_id)
         pixels[place] = read_clip(video, FRAMES, Transform(PIXELS))[0] if data else draw(clip)
     return pixels, Answers(*map(torch.stack, zip(*map(answers_of, clips.values()), strict=True)))
@@ -167,7 +167,7 @@ def fit(parameters: list[nn.Parameter], loss_of: Callable[[], Tensor], name: str
     """Minimize `loss_of()`, which draws a batch each time."""
     optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.05)
-    for _ in (bar := tqdm(range(steps), name, unit="step")):
+    for _ in (bar := Progress(range(steps), name, unit="step")):
         loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
