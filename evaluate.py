@@ -61,16 +61,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
-        result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
-    if where:
-        result["attention"] = where.scores(looked)
-        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
-    per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
-    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
-    for row in result["predictions"]:
-        row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
-    if other:
-        result["compared"] = comparison.compare(result, other, scorer, pairs)
+    where = "also score where it looks, given labels/boxes.json, and draw that over so many clips, taken at random"
+    add("--attention", type=cli.whole, metavar="CLIPS", help=where)
+    add("--compare", type=Path, metavar="JSON", help="another run's evaluation.json: also score the differences to it")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
     add = parser.add_argument_group("running").add_argument
@@ -112,19 +105,16 @@ def evaluate(
         result["actions"] = scores.action_scores(list(ranks.values()), args.seed).summary()
     if args.grounding:
         counts = {"most_common_caption": common, "reversed_clips": len(lies["reversed"])}
-<<<<<<< ours
         result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
+    if where:
+        result["attention"] = where.scores(looked)
+        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
     per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
+    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
     for row in result["predictions"]:
         row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
     if other:
         result["compared"] = comparison.compare(result, other, scorer, pairs)
-=======
-        result["grounding"] = {**scorer.grounding(lies, pairs), **counts}
-    if where:
-        result["attention"] = where.scores(looked)
-        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
->>>>>>> theirs
     return result
 
 
