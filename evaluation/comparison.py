@@ -37,7 +37,8 @@ def read(path: Path, split: str, records: list[Record], written: Path) -> dict[s
         shared = [(record, theirs[record["id"]]) for record in records if record["id"] in theirs]
         changed = [record["id"] for record, row in shared if row["references"] != record["label"]]
     except (TypeError, LookupError):
-        raise UserError(f"--compare {path} is no evaluation.json; give one that evaluate.py wrote, or its folder") from None
+        advice = "give one that evaluate.py wrote, or its folder"
+        raise UserError(f"--compare {path} is no evaluation.json; {advice}") from None
     if of != split:
         raise UserError(f"--compare {path} is of the {of!r:.20} split, this run of {split!r}: give --split the same")
     if not shared:

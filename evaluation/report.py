@@ -22,7 +22,8 @@ from runtime import files, provenance
 Row = Mapping[str, Any]
 # Of each curve: panel, name, colour (page.html.j2 puts its theme's in its place), line.
 CURVES = files.read_json(Path(__file__).with_name("curves.json"), "the curves")
-PAGES = {"Evaluation": "index.html", "Inference": "inference/index.html", "Training": "training/index.html"}  # of results
+# The pages of a results folder.
+PAGES = {"Evaluation": "index.html", "Inference": "inference/index.html", "Training": "training/index.html"}
 
 
 def write_page(

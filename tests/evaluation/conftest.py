@@ -75,7 +75,8 @@ def folder(tmp_path_factory):
     report.write_page(folder / "index.html", "Gallery", clips, history, scores, made_by, confused)
 
     for i, clip in enumerate(clips[:100]):  # the other run lacks 20 of the clips
-        said, gain = clip["prediction"] if i % 3 == 0 else HOSTILE if i == 1 else f"other {i}", [0, i / 100, -i / 100][i % 3]
+        said = clip["prediction"] if i % 3 == 0 else HOSTILE if i == 1 else f"other {i}"
+        gain = [0, i / 100, -i / 100][i % 3]
         other = {"prediction": said, "CIDEr": (clip["score"] or 0) - gain, "difference": gain, "change": CHANGES[i % 3]}
         clip["compared"] = other
     gains = {"difference": -0.25, "gain_low": -0.5, "gain_high": -0.01}

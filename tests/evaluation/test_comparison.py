@@ -43,6 +43,7 @@ def run_of(world, right, seed, whole=True):
         result["grounding"] = scorer.grounding(lies, PAIRS).summary() | counts
         for row in result["predictions"]:
             row |= {"rank": ranks[row["id"]], "shuffled": shuffled[row["id"]]}
+            row["attention"] = {"on_objects": (chosen.random(), 1), "area": (0.1, 1)} if int(row["id"]) % 2 else None
             row |= {"reversed": moving[row["id"]]} if row["id"] in moving else {}
     return json.loads(json.dumps(result))
 
@@ -127,10 +128,19 @@ def test_grounding_is_compared_on_the_reversed_clips_of_both(world, runs, tmp_pa
     assert found["grounding"]["reversal_flips"] == 0.0 and flips  # both runs' captions of these turn around
 
 
+def test_attention_is_compared_where_both_know_the_objects_places(world, runs, tmp_path):
+    found, rows = compared(world, *runs, tmp_path)
+    on = [[row["attention"]["on_objects"][0] for row in run["predictions"] if row["attention"]] for run in runs]
+    assert len(on[0]) == 30
+    assert found["attention"]["on_objects"] == pytest.approx(np.mean(on[0]) - np.mean(on[1]))
+    low, high = found["attention"]["intervals"]["on_objects"]
+    assert low < found["attention"]["on_objects"] < high and found["attention"]["area"] == 0.0
+
+
 def test_a_run_is_the_same_as_itself_and_has_no_difference_anywhere(world, runs, tmp_path):
     found, rows = compared(world, runs[0], runs[0], tmp_path)
     assert (found["clips"], found["better"], found["same"], found["worse"]) == (60, 0, 60, 0)
-    for section in ("metrics", "ssv2", "actions", "grounding"):
+    for section in ("metrics", "ssv2", "actions", "grounding", "attention"):
         intervals = found[section].pop("intervals")
         assert found[section] and set(found[section].values()) == {0.0}
         assert all(ends in (None, [0.0, 0.0]) for ends in intervals.values())
@@ -149,9 +159,9 @@ def test_clips_are_better_worse_or_the_same_by_their_cider(world, runs, tmp_path
 
 def test_what_an_older_run_does_not_hold_is_left_out_and_the_rest_compared(world, runs, tmp_path):
     older = json.loads(json.dumps(runs[1]))
-    older = {"split": older["split"], "predictions": older["predictions"], "metrics": {"CIDEr": 1.0, "METEOR": 0.3}}
-    older["predictions"] = [{key: row[key] for key in ("id", "prediction", "references")} for row in older["predictions"]]
-    found, rows = compared(world, runs[0], older, tmp_path)
+    rows = [{key: row[key] for key in ("id", "prediction", "references")} for row in older["predictions"]]
+    older = {"split": older["split"], "predictions": rows, "metrics": {"CIDEr": 1.0, "METEOR": 0.3}}
+    found, _ = compared(world, runs[0], older, tmp_path)
     whole, _ = compared(world, *runs, tmp_path)
     assert found["metrics"] == whole["metrics"] and found["ssv2"] == whole["ssv2"]
     assert "actions" not in found and "grounding" not in found and "METEOR" not in found["metrics"]
@@ -162,7 +172,8 @@ def test_what_an_older_run_does_not_hold_is_left_out_and_the_rest_compared(world
 
 def test_the_clips_that_both_have_are_compared_as_if_there_were_no_others(world, runs, tmp_path):
     scorer, records = world
-    theirs = {**runs[1], "predictions": runs[1]["predictions"][20:] + [{"id": "x", "prediction": "x", "references": []}]}
+    another = {"id": "x", "prediction": "x", "references": []}
+    theirs = {**runs[1], "predictions": [*runs[1]["predictions"][20:], another]}
     found, rows = compared(world, runs[0], theirs, tmp_path)
     assert found["clips"] == 40 and sum("compared" in row for row in rows.values()) == 40
     few = scores.Scorer(records[20:], dataset.Layout(tmp_path), seed=3)

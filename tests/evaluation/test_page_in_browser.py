@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation import report
-from tests.evaluation.conftest import CHANGES, CHROMIUM, HOSTILE, OUTCOMES, SAID, TEMPLATES
+from tests.evaluation.conftest import CHROMIUM, HOSTILE, OUTCOMES, SAID, TEMPLATES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e .[test]")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
