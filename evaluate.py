@@ -14,7 +14,7 @@ from evaluation import attention, comparison, report, scores
 from evaluation.captioning import SplitReader, reversed_captions, shuffled
 from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
-from models import checkpoint
+from models import checkpoint, pretrained
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
+    pretrained.tell(f"captions by {args.checkpoint}")
     layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
@@ -49,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
+    add("--checkpoint", type=Path, default=checkpoint.default(), help=checkpoint.HELP)
     add("--split", default="validation", choices=dataset.SPLITS, help="test only where its answers are at hand")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of the clips that may lack features")
     add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")

@@ -16,6 +16,7 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 
 import dataset
 from evaluation import report, scores
+from models import checkpoint, pretrained
 from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
+    pretrained.tell(f"captions by {args.checkpoint}")
     if args.video:
         clips = [Clip(path) for path in videos.find(args.video, folder)]
     else:
@@ -83,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--window", type=cli.positive, help="caption long videos in windows of these seconds; writes .json, .srt, .vtt")
     add("--stride", type=cli.positive, help="seconds from one window to the next, at most the window (and without it)")
     add = parser.add_argument_group("models").add_argument
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
+    add("--checkpoint", type=Path, default=checkpoint.default(), help=checkpoint.HELP)
     add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
     add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
@@ -244,14 +246,15 @@ class Results:
 
     def write_media(self) -> None:
         """The copies of the videos, and the GIFs, where they are asked for."""
-        for clip in (clip for clip in self.clips if not clip.error):
+        clips = [clip for clip in self.clips if not clip.error]
+        for clip in Progress(clips, "media", unit="clip", disable=not (self.args.copy_videos or self.args.gif)):
             if self.args.copy_videos:
                 files.copy(clip.path, self.folder / clip.name)
             if self.args.gif:
                 try:
                     write_gif(clip, self.folder)
                 except (VideoError, UserError) as error:
-                    print(files.printable(f"{clip.id}: no GIF: {error}"))
+                    Progress.write(files.printable(f"{clip.id}: no GIF: {error}"))
 
 
 def write_gif(clip: Clip, folder: Path) -> None:

@@ -7,23 +7,21 @@ P prefix positions, T texts.
 import contextlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features import cache
-from models import checkpoint, pretrained
+from models import card, checkpoint, pretrained
 from models import language_model as language
 from models.video_files import CaptionsFiles
-from runtime import cli
+from runtime import cli, progress
 from runtime.files import UserError
 
 Device = str | torch.device | None  # None: a GPU where there is one
@@ -169,7 +167,7 @@ class VideoCaptioner(
         self.config["llm_weights"] = pretrained.fingerprint(lm, torch.bfloat16)  # the same on a GPU and on a CPU
         self.eos_id = language.eos_id(tokenizer, lm)
         self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
-        self.epoch, self.history = 0, []  # of the training that made its checkpoint
+        self.epoch, self.history, self.recipe = 0, [], {}  # of the training that made its checkpoint
         dim, width = qformer.config["dim"], lm.get_input_embeddings().embedding_dim
         if dim != width:
             raise UserError(f"the Q-Former is {dim} wide, the language model's embeddings {width}: use another --llm")
@@ -316,14 +314,20 @@ class VideoCaptioner(
         llm, trained_with = self.config["llm"], saved.config.get("llm_weights")
         if trained_with and trained_with != self.config["llm_weights"]:
             raise UserError(f"{llm} is not the language model that {path} was trained with; give that one with --llm")
-        if not trained_with and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
-            note = f"{path} does not say which language model it was trained with: {llm} is taken for it"
-            print(f"note: {note}", file=sys.stderr)
+        if not trained_with:
+            why = "does not say which language model it was trained with"
+            pretrained.tell(f"note: {path} {why}: {llm} is taken for it")
         checkpoint.load_weights(self.qformer, saved.weights, path)
         self.epoch, self.history = saved.epoch, saved.progress.get("history", [])
+        self.recipe = saved.progress.get("run", {})  # the flags of train.py
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        checkpoint.write_folder(save_directory, self.config, self.qformer)
+        training = {"epoch": self.epoch, "history": self.history, "run": self.recipe}
+        checkpoint.write_folder(save_directory, self.config | {"training": training}, self.qformer)
+
+    def generate_model_card(self, *_: Any, **settings: Any) -> ModelCard:
+        """The README.md that `save_pretrained` and `push_to_hub` write; `settings`: their `model_card_kwargs`."""
+        return card.model_card(self, **settings)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **arguments: Any) -> "VideoCaptioner":
@@ -334,5 +338,8 @@ class VideoCaptioner(
         """
         models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
         arguments["allow_patterns"] = ["config.json", "model.safetensors"]  # no code is fetched
+        arguments.setdefault("tqdm_class", progress.Progress)
         inspect.signature(snapshot_download).bind(name, **arguments)
-        return cls.from_checkpoint(name if Path(name).exists() else snapshot_download(name, **arguments), **models)
+        with progress.scope():
+            folder = name if Path(name).exists() else snapshot_download(name, **arguments)
+        return cls.from_checkpoint(folder, **models)

@@ -43,7 +43,7 @@ def read_boxes(layout: Layout) -> dict[str, Boxes]:
             if not frames or min(found[clip_id][:2]) <= 0:
                 raise ValueError
     except (LookupError, TypeError, ValueError, AttributeError):
-        form = '{"width", "height", "frames": [[[left, top, right, bottom], ...], ...]}'
+        form = "width, height and frames of boxes [left, top, right, bottom]"
         raise files.UserError(f"the objects' boxes: {path}: clip {clip_id!r:.80} is not {form}; mend it") from None
     return found
 
@@ -68,6 +68,8 @@ class Attention:
 
     def __init__(self, reader: SplitReader, layout: Layout, count: int, seed: int) -> None:
         """Overlays are for `count` at most of the clips that have a video, drawn at random."""
+        if reader.captioner.config["features"] is None:
+            raise files.UserError("--attention: nothing says of which patches these features are; leave it out")
         self.reader, self.seed, boxes = reader, seed, read_boxes(layout)
         self.made = CacheConfig.from_dict(reader.captioner.config["features"])
         known = [record for record in reader.records if record["id"] in boxes]

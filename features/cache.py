@@ -58,9 +58,7 @@ class CacheConfig:
     def from_dict(cls, values: Mapping[str, Any] | None, source: Path | str = "the checkpoint") -> Self:
         """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where `source` lacks the rest."""
         if values is None:
-            raise UserError(
-                f"{source} does not say what made its features, nor their grid: train where features/config.json is"
-            )
+            raise UserError(f"{source} does not say what made its features: train where features/config.json is")
         try:
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
             return cls(**known | {key: tuple(known[key]) for key in ("mean", "std")})

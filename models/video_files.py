@@ -83,10 +83,7 @@ class CaptionsFiles:
     def caption_decoded(
         self, decoded: Iterable[Any], batch_size: int = 8, max_new_tokens: int = 50, num_beams: int = 1
     ) -> Iterator[tuple[Any, str | None, Tensor | None]]:
-        """Each clip or window (video.workers.Decoded), its caption and its features (N, D), in order.
-
-        No caption and no features for one without frames.
-        """
+        """Each clip or window (video.workers.Decoded), caption and features (N, D), in order; None without frames."""
         from video.workers import batches
 
         for batch in batches(decoded, batch_size):

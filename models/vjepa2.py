@@ -19,6 +19,7 @@ from torch import Tensor
 from features.cache import CacheConfig, Grid
 from models import pretrained
 from runtime.files import UserError
+from runtime.progress import Progress
 from video.reader import MEAN, STD, Transform
 
 DEFAULT_ENCODER = "facebook/vjepa2-vitl-fpc64-256"
@@ -117,7 +118,7 @@ def _load(name: str, dtype: torch.dtype, look: Transform | None) -> tuple[Any, T
     look = look or _described_transform(name, config.crop_size)
     config.crop_size = look.size  # what the rotary positions are counted by
     settings = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
-    model, report = pretrained.load(AutoModel.from_pretrained, name, *role, **settings)
+    model, report = pretrained.load(AutoModel.from_pretrained, name, *role, **settings, tqdm_class=Progress)
     if missing := [key for key in report["missing_keys"] if key.startswith("encoder.")]:
         raise UserError(f"the encoder {name!r} does not load: it lacks {len(missing)} of its weights")
     return model, look

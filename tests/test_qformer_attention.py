@@ -153,7 +153,7 @@ def test_of_what_tubelets_the_patches_are_the_config_knows():
 def test_patches_without_known_places_are_refused_with_what_is_missing():
     captioner, textbook = looking(None)
     features = some_features(2, 12, 16)
-    with pytest.raises(UserError, match="does not say what made its features, nor their grid: .*config.json"):
+    with pytest.raises(UserError, match="does not say what made its features: .*config.json"):
         captioner.attention(features)
     named = captioner.attention(features, grid=(3, 2, 2))  # who brings features may know
     torch.testing.assert_close(named.flatten(2), textbook_weights(textbook, features), rtol=0, atol=1e-6)

@@ -6,11 +6,11 @@ zero to the largest of the clip: moments of a clip can be compared, two clips ca
 Letters: Q queries; the grid (T', H', W') of patch tokens; T frames that the encoder saw; n frames drawn, H x W pixels.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -58,47 +58,38 @@ def write_all(
     workers: Workers, clips: Mapping[str, tuple[Path, Maps]], folder: Path, transform: Transform, frames: int
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """`write` for clips (videos and Maps by name), into `folder`; gives their files. Who cannot be drawn is told."""
-    calls = (  # a worker's working directory may be another
-        (
-            name,
-            partial(write, os.path.abspath(path), os.path.abspath(folder / name), maps, transform, frames),
-            len(maps),
-        )
+    calls = (
+        (name, partial(write, path.absolute(), folder.absolute() / name, maps, transform, frames), len(maps))
         for name, (path, maps) in clips.items()
     )
-    drawing = Progress(workers.run(calls), total=len(clips), desc="overlays", unit="clip") if clips else ()
-    for name, drawn in drawing:
+    for name, drawn in Progress(workers.run(calls), total=len(clips), desc="overlays", unit="clip") if clips else ():
         if isinstance(drawn, VideoError):
             Progress.write(files.printable(f"{name}: no overlay: {drawn}"))
         else:
             yield name, drawn
 
 
-def write(path: Path | str, stem: str, maps: Maps, transform: Transform, frames: int) -> dict[str, str]:
+def write(path: Path, stem: Path, maps: Maps, transform: Transform, frames: int) -> dict[str, str]:
     """Draw each of `maps` over the video `path` into <stem>.<what it is called>.webm; returns their file names.
 
     `transform` and `frames` (T) tell what the encoder saw. An overlay lasts as long as its video. Raises: VideoError.
     """
     video, steps, drawn = probe(path), len(maps["attention"]), {}
     count = max(steps, min(MOST, video.frames))
-    pictures = read_clip(path, count, _Reduced())[0].numpy()  # (n, H, W, 3)
+    pictures = read_clip(path, count, SimpleNamespace(apply=_reduced))[0].numpy()  # (n, H, W, 3)
     # Frames drawn and frames seen are both uniform from first to last; a frame shows the map of the nearest one seen.
     nearest = np.linspace(0, frames - 1, count).round().astype(int) // (frames // steps)  # (n,) of the T' steps
     for name, weights in maps.items():
-        target = f"{stem}.{name.replace(' ', '-')}.webm"
-        write_video(target, _drawn(pictures, weights, nearest, transform), count / video.duration)
-        drawn[name] = os.path.basename(target)
+        drawn[name] = f"{stem.name}.{name.replace(' ', '-')}.webm"
+        overlay = _drawn(pictures, weights, nearest, transform)
+        write_video(stem.with_name(drawn[name]), overlay, count / video.duration)
     return drawn
 
 
-class _Reduced:
-    """A transform: uint8 (T, H, W, 3) frames, LONGEST pixels at most."""
-
-    def apply(self, frames: Tensor) -> Tensor:
-        size = [max(1, round(length * LONGEST / max(frames.shape[1:3]))) for length in frames.shape[1:3]]
-        if size[0] >= frames.shape[1]:
-            return frames
-        return F.interpolate(frames.movedim(-1, 1), size, mode="bilinear", antialias=True).movedim(1, -1)
+def _reduced(frames: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3), H and W LONGEST at most."""
+    scale = min(1.0, LONGEST / max(frames.shape[1:3]))
+    return F.interpolate(frames.movedim(-1, 1), scale_factor=scale, mode="bilinear", antialias=True).movedim(1, -1)
 
 
 def _drawn(pictures: np.ndarray, weights: np.ndarray, steps: np.ndarray, transform: Transform) -> Iterator[np.ndarray]:

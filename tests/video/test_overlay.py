@@ -1,7 +1,5 @@
 """Where a captioner looked, drawn over clips: at the right place and time, of the clip's shape and length."""
 
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ def one_patch(shape, *places):
 
 
 def draw(folder, clip, weights, transform=WHOLE, frames=None):
-    drawn = overlay.write(clip, str(folder / "it"), {"attention": weights}, transform, frames or 2 * len(weights))
+    drawn = overlay.write(clip, folder / "it", {"attention": weights}, transform, frames or 2 * len(weights))
     assert drawn == {"attention": "it.attention.webm"}
     return folder / "it.attention.webm"
 
@@ -153,5 +151,5 @@ def test_a_video_that_cannot_be_decoded_costs_its_own_overlay(tmp_path, capsys, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(drawn["good"].values())
     assert "bad: no overlay: it " in capsys.readouterr().out
     with pytest.raises(VideoError):
-        overlay.write(tmp_path / "bad.webm", str(tmp_path / "it"), weights, WHOLE, 4)
-    assert not list(Path(tmp_path).glob("it*"))
+        overlay.write(tmp_path / "bad.webm", tmp_path / "it", weights, WHOLE, 4)
+    assert not list(tmp_path.glob("it*"))
