@@ -395,7 +395,7 @@ function addFilters() {
   const usable = { low: clips.some(has("score")), high: clips.some(has("score")), lost: changes.size, gained: changes.size };
   for (const option of [...$("sort").options]) if (option.value in usable && !usable[option.value]) option.remove();
   $("by-template").hidden = templates.length < 2 || !["exact", "template", "wrong"].some((name) => outcomes.has(name));
-  $("attention-label").hidden = !clips.some((clip) => clip.overlays);
+  $("attention-label").hidden = $("attention-key").hidden = !clips.some((clip) => clip.overlays);
 }
 
 function only(template, read = null) {  // the clips that a row of a table counts
