@@ -55,9 +55,8 @@ def compare(result: dict[str, Any], other: dict[str, Any], scorer: Scorer, pairs
     Each has its paired 95 % interval where the score has one. Each of the result's predictions that both have gets
     "compared": the other's caption, its CIDEr, our CIDEr minus that, and "better", "same" or "worse".
     """
-    theirs: Rows = {row["id"]: row for row in other["predictions"]}
+    theirs: Rows = {row["id"]: row for row in other["predictions"]}  # in the order of the records, as ours
     ours: Rows = {row["id"]: row for row in result["predictions"] if row["id"] in theirs}
-    theirs = {clip_id: theirs[clip_id] for clip_id in ours}
     held = {
         name: [key for key in ours if all(isinstance(rows[key].get(name), kind) for rows in (ours, theirs))]
         for name, kind in PER_CLIP.items()
@@ -68,8 +67,8 @@ def compare(result: dict[str, Any], other: dict[str, Any], scorer: Scorer, pairs
     for key, row in ours.items():
         gain = ciders[key] - others[key]
         change = "same" if abs(gain) < SAME else "better" if gain > 0 else "worse"
-        said = theirs[key]["prediction"]
-        row["compared"] = {"prediction": said, "CIDEr": others[key], "difference": gain, "change": change}
+        row["compared"] = {"prediction": theirs[key]["prediction"], "CIDEr": others[key]}
+        row["compared"] |= {"difference": gain, "change": change}
     changes = [row["compared"]["change"] for row in ours.values()]
     about = {name: other.get(name) for name in ("path", "checkpoint", "epoch", "made_by")}
     counts = {"clips": len(ours), **{name: changes.count(name) for name in ("better", "same", "worse")}}
