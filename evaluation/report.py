@@ -74,8 +74,9 @@ def write_scored_page(
     for row in result["predictions"]:
         video = layout.video(row["id"])
         if video and copies:
-            files.copy(video, copies / video.name)
-            video = copies / video.name
+            copy = copies / f"{row['id']}{video.suffix}"  # own videos in two folders may share a name
+            files.copy(video, copy)
+            video = copy
         own = {"score": row["CIDEr"], "video": video and relative(video, page), "source": layout.source(row["id"])}
         clips.append({**row, **own})
     if compared := result.get("compared"):
