@@ -17,10 +17,7 @@ from runtime import files
 from runtime.files import UserError
 
 PREFIX = "qformer."
-HELP = (
-    "a file of train.py, or a folder made from one; if none is named, checkpoint_best.pt, of the epoch with the best "
-)
-HELP += "CIDEr in validation, or else checkpoint.pt"  # the help of --checkpoint
+HELP = "a file of train.py or a folder made from one; by default that of the best epoch, if it is here, or the last"
 PUBLISHED = Path(__file__).with_name("published.json")  # what the published code's checkpoints do not say
 WIDTHS = {"dim": "the width of --llm", "visual_dim": "the width of the features"}
 PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config
