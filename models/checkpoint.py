@@ -17,7 +17,9 @@ from runtime import files
 from runtime.files import UserError
 
 PREFIX = "qformer."
-HELP = "a file of train.py or a folder made from one; by default that of the best epoch, if it is here, or the last"
+HELP = (
+    "a file of train.py, or a folder made of it; not given: checkpoint_best.pt (best CIDEr) if here, or checkpoint.pt"
+)
 PUBLISHED = Path(__file__).with_name("published.json")  # what the published code's checkpoints do not say
 WIDTHS = {"dim": "the width of --llm", "visual_dim": "the width of the features"}
 PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config
