@@ -95,6 +95,7 @@ def history(out):
 
 def result(out):
     found = json.loads((out / "evaluated" / "evaluation.json").read_text())
+    del found["recipe"]["trained_by"]  # another command, as in "made_by"
     return {key: value for key, value in found.items() if key not in ("checkpoint", "made_by")}
 
 
