@@ -107,7 +107,7 @@ class Attention:
     def scores(self, looked: dict[str, Any]) -> dict[str, Any]:
         """`shares` of all clips together, with their intervals; {} where no objects' places are known."""
         clips = [shares for _, shares in looked.values() if shares]
-        return {"clips": len(clips), **fractions(clips, self.seed)} if clips else {}
+        return {"clips": len(clips), **fractions(clips, self.seed).summary()} if clips else {}
 
     def draw(self, looked: dict[str, Any], results: Path, timeout: float, rows: list[dict[str, Any]]) -> None:
         """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is."""
