@@ -139,6 +139,37 @@ def test_every_dependency_has_its_exact_version():
     assert names <= exact
 
 
+# ---- what a visitor reads ----
+
+
+def test_the_readme_has_1200_words_or_fewer_and_a_text_for_each_picture():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.split()) <= 1200
+    pictures = re.findall(r"!\[([^]]*)\]\(|<img[^>]* alt=\"([^\"]*)\"|<img", readme)
+    assert pictures and all(any(texts) for texts in pictures)
+
+
+def slug(heading):
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if name.endswith(".md")))
+def test_links_between_documents_lead_somewhere(name):
+    text, wrong = (ROOT / name).read_text(encoding="utf-8"), []
+    for link in re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
+        address, _, anchor = "".join(link).partition("#")
+        target = (ROOT / name).parent / address if address else ROOT / name
+        if address.startswith("https:"):
+            continue
+        headings = (
+            re.findall(r"(?m)^#+ (.*)", target.read_text(encoding="utf-8")) if anchor and target.is_file() else []
+        )
+        if not target.exists() or (anchor and anchor not in map(slug, headings)):
+            wrong.append("".join(link))
+    assert wrong == []
+
+
 # ---- flags ----
 
 
