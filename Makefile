@@ -1,15 +1,20 @@
 # make demo: the five scripts on the embedded sample.   make test: the tests.   make setup: the environment alone.
+# make results: the committed results/sample again.     make clean: away with all that the demo made.
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 RUN := .venv/bin/python
 DATA := data/sample
-RESULTS := results/sample
+CHECKPOINT := build/sample/checkpoint.pt
+RESULTS := build/sample/results
 # The sample's recipe; the scripts' own defaults are the published one.
 RECIPE := --llm sample/qwen2 --num-queries 16 --batch-size 32 --gradient-accumulation-steps 1 --lr 2e-3 \
 	--schedule cosine --warmup 0.05 --epochs 11
+WITH := --data $(DATA) --checkpoint $(CHECKPOINT)
+EVALUATE := $(RUN) evaluate.py $(WITH) --split test --actions --grounding --copy-videos
+INFER := $(RUN) infer.py $(WITH) --num-samples 10 --gif --copy-videos
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo results test lint clean
 
 setup: .venv/installed
 
@@ -27,11 +32,18 @@ demo: .venv/installed
 	$(RUN) preprocess_something_something_v2.py --data $(DATA) --splits train validation test \
 		--encoder sample/vjepa2 --num-frames 8
 	$(RUN) prepare_annotations.py --data $(DATA)
-	$(RUN) train.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) $(RECIPE)
-	$(RUN) evaluate.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --split test \
-		--actions --grounding --copy-videos
-	$(RUN) infer.py --data $(DATA) --checkpoint build/sample/checkpoint.pt --results $(RESULTS) --num-samples 10 --gif --copy-videos
+	$(RUN) train.py $(WITH) --results $(RESULTS) $(RECIPE)
+	$(EVALUATE) --results $(RESULTS)
+	$(INFER) --results $(RESULTS)
 	@echo "Captions: $(RESULTS)/index.html   Ten clips: $(RESULTS)/inference/index.html   Scores: $(RESULTS)/evaluation.json"
+
+$(RESULTS)/losses.png:
+	$(MAKE) demo
+
+results: $(RESULTS)/losses.png
+	$(EVALUATE) --results results/sample
+	$(INFER) --results results/sample
+	cp $(RESULTS)/losses.png results/sample/
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest

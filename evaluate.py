@@ -10,12 +10,12 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 from torch import Tensor
 
 import dataset
-from evaluation import report, scores
+from evaluation import attention, report, scores
 from evaluation.bootstrap import fractions
 from evaluation.captioning import SplitReader, reversed_captions, shuffled
 from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
-from models import checkpoint
+from models import checkpoint, pretrained
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption a split, score the captions, write evaluation.json and the page."""
     args = parse(argv)
     context = DistributedContext(args.device)
+    pretrained.tell(f"captions by {args.checkpoint}")
     layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
@@ -49,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a file of train.py, or a folder made from one")
+    add("--checkpoint", type=Path, default=checkpoint.default(), help=checkpoint.HELP)
     add("--split", default="validation", choices=dataset.SPLITS, help="test only where its answers are at hand")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of the clips that may lack features")
     add("--results", type=Path, default=Path("results"), help="folder for evaluation.json and the page")
@@ -61,8 +62,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--actions", action="store_true", help="also classify actions by the likelihood of all templates")
     add("--grounding", action="store_true", help="also score shuffled features, no features, and reversed clips")
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
+    where = "also score where it looks, given labels/boxes.json, and draw that over so many clips, taken at random"
+    add("--attention", type=cli.whole, metavar="CLIPS", help=where)
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
-    add("--seed", type=int, default=0, help="decides the shuffle, the reversed clips and the bootstrap's samples")
+    add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
     add = parser.add_argument_group("running").add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")
@@ -77,6 +80,7 @@ def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitRead
     """All that evaluation.json holds of the captions; what that needs is read before the first clip is captioned."""
     scorer = scores.Scorer(reader.records, layout, args.java_timeout, args.seed)
     pairs = opposites(layout) if args.grounding else {}
+    where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
     learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
     labels = sorted(record["label"][0] for record in learnt)
     ranks = rank_actions(args, labels, reader) if args.actions else []
@@ -88,6 +92,7 @@ def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitRead
         lies["reversed"] = caption_reversed(args, layout, pairs, reader)
         # The reversed clips are some of all: their score stands beside the same clips' forwards.
         lies["forwards"] = {clip_id: captions[clip_id] for clip_id in lies["reversed"]}
+    looked = where.look() if where else {}
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **scorer.scores(captions, meteor=not args.no_meteor)}
@@ -96,6 +101,9 @@ def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitRead
     if args.grounding:
         counts = {"most_common_caption": common, "reversed_clips": len(lies["reversed"])}
         result["grounding"] = {**scorer.grounding(lies, pairs), **counts}
+    if where:
+        result["attention"] = where.scores(looked)
+        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
     return result
 
 

@@ -16,13 +16,14 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 
 import dataset
 from evaluation import report, scores
+from models import checkpoint, pretrained
 from models.video_files import VideoCaptions
 from qformer import VideoCaptioner
 from runtime import cli, files, provenance
 from runtime.files import UserError
 from runtime.progress import Progress
 from runtime.signals import Interrupts
-from video import gif, subtitles
+from video import gif, overlay, subtitles
 from video import paths as videos
 from video.reader import VideoError, probe, read_frames
 from video.workers import Workers
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Caption what the command line names. Returns 1 where no video could be captioned. Raises: Interrupted."""
     args = parse(argv)
     folder = args.results / "inference"
+    pretrained.tell(f"captions by {args.checkpoint}")
     if args.video:
         clips = [Clip(path) for path in videos.find(args.video, folder)]
     else:
@@ -55,11 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     files.check_writable(folder)  # now, not after an hour's work
     with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
         captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
+        if args.attention and max(args.attention) >= (queries := captioner.qformer.config["num_queries"]):
+            raise UserError(
+                f"--attention {max(args.attention)}: the Q-Former has {queries} queries, 0 to {queries - 1}"
+            )
         models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
         results = Results(clips, folder, models, args, provenance.made_by(argv))
         with Interrupts(at_once=True):
             try:
                 results.caption(captioner, workers)
+                results.draw_overlays(captioner, workers)
             finally:
                 results.write_texts()
             results.write_media()  # last: where it fills the disk, the captions are there
@@ -77,7 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--window", type=cli.positive, help="caption long videos in windows of these seconds; writes .json, .srt, .vtt")
     add("--stride", type=cli.positive, help="seconds from one window to the next, at most the window (and without it)")
     add = parser.add_argument_group("models").add_argument
-    add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a checkpoint of train.py, file or folder")
+    add("--checkpoint", type=Path, default=checkpoint.default(), help=checkpoint.HELP)
     add("--llm", help="where the language model is, if not where the checkpoint says: a hub name or a folder")
     add("--encoder", help="where the video encoder is, if not where the checkpoint says: a hub name or a folder")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
@@ -86,6 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--results", type=Path, default=Path("results"), help="everything is written to RESULTS/inference")
     add("--gif", action="store_true", help="also write each clip as an animated GIF with its caption under it")
     add("--copy-videos", action="store_true", help="copy the videos beside the page, to publish it")
+    where = "also draw where the captioner looked over each clip: the mean of all queries, and each QUERY (0, 1, ...)"
+    add("--attention", nargs="*", type=cli.whole, metavar="QUERY", help=where)
     add = parser.add_argument_group("running").add_argument
     add("--batch-size", type=cli.count, default=8, help="clips or windows that are captioned at once")
     spare = max(1, min(4, (os.cpu_count() or 1) - 1))  # one core is left to the models, where they have no GPU
@@ -100,6 +109,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         subtitles.check_window(args.window, args.stride)
         if args.gif:
             raise UserError("--gif draws one caption under a short clip; leave it out with --window")
+        if args.attention is not None:
+            raise UserError("--attention is drawn over clips with one caption; leave it out with --window")
     return args
 
 
@@ -146,12 +157,14 @@ class Results:
     models: dict[str, Path | str]  # where the checkpoint and the two frozen models are
     args: argparse.Namespace
     made_by: dict[str, str | None]
+    overlays: dict[str, dict[str, str]] = field(default_factory=dict)  # by clip id: files by what they show
     saved: float = 0.0  # when results.json was written last
 
     def caption(self, captioner: VideoCaptioner, workers: Workers) -> None:
         """Decode in workers, caption in batches, and tell and save each video's captions as they are made."""
         args = self.args
         settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+        settings["queries"] = args.attention
         with Progress(total=len(self.clips), desc="captions", unit="window" if args.window else "clip") as bar:
             for clip in captioner.caption_files(self.clips, workers, args.window, args.stride, **settings):
                 if len(clip.decoded) == 1:  # until a file is begun, it counts as one window
@@ -160,6 +173,13 @@ class Results:
                 tell(clip)
                 if time.monotonic() - self.saved > SAVE_EVERY:
                     self.save()
+        self.save()
+
+    def draw_overlays(self, captioner: VideoCaptioner, workers: Workers) -> None:
+        """Where the captioner looked, over each clip, where that is asked for."""
+        clips = {Path(clip.name).stem: (clip.path, clip.maps) for clip in self.clips if clip.maps}
+        drawn = overlay.write_all(workers, clips, self.folder, captioner.encoder.transform, captioner.encoder.frames)
+        self.overlays.update(drawn)  # one by one: an interrupt keeps those that are drawn
 
     def save(self) -> None:
         """results.json: the captions of all clips so far."""
@@ -180,6 +200,8 @@ class Results:
         video = clip.name if self.args.copy_videos else report.relative(clip.path, self.folder / "index.html")
         row = {key: getattr(clip, key) for key in ("id", "prediction", "references", "error", "warning")}
         row |= {"video": None if clip.error else video, "source": files.display_path(clip.path)}
+        if overlays := self.overlays.get(Path(clip.name).stem):
+            row["overlays"] = overlays
         if clip.is_windowed:
             row["segments"] = [part._asdict() for part in clip.segments]
             row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
@@ -219,14 +241,15 @@ class Results:
 
     def write_media(self) -> None:
         """The copies of the videos, and the GIFs, where they are asked for."""
-        for clip in (clip for clip in self.clips if not clip.error):
+        clips = [clip for clip in self.clips if not clip.error]
+        for clip in Progress(clips, "media", unit="clip", disable=not (self.args.copy_videos or self.args.gif)):
             if self.args.copy_videos:
                 files.copy(clip.path, self.folder / clip.name)
             if self.args.gif:
                 try:
                     write_gif(clip, self.folder)
                 except (VideoError, UserError) as error:
-                    print(files.printable(f"{clip.id}: no GIF: {error}"))
+                    Progress.write(files.printable(f"{clip.id}: no GIF: {error}"))
 
 
 def write_gif(clip: Clip, folder: Path) -> None:

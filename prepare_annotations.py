@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import runtime.threads  # noqa: F401  how torch's threads wait
+
 import dataset
 from evaluation.ssv2 import TemplateReader, template_key
 from runtime import cli, files

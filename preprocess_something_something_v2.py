@@ -108,12 +108,12 @@ def encode_clips(
     # Asked again when its turn comes: another run in this folder may have encoded it by now.
     jobs = (clip for clip in clips if not cache.is_cached(clip[0], config))
     decoded = workers.read_clips(jobs, encoder.transform, encoder.frames)
-    size = encoder.prepare(batch_size)
     writing: deque[Future] = deque()
     with (
         Progress(total=len(clips), desc="encoding", unit="clip", disable=not context.is_main) as bar,
         ThreadPoolExecutor(WRITERS) as writers,
     ):
+        size = encoder.prepare(batch_size)
         for batch in batches(decoded, size):
             for path, _, error, warning, *_ in batch:
                 if reason := error or (warning and f"{warning}; download it again"):
@@ -148,7 +148,7 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
     cache.check_config(layout.features, config)
     clips, missing, cached = [], {}, 0
     for split, ids in splits.items():
-        for clip_id in ids:
+        for clip_id in Progress(ids, f"looking for {split}", unit="clip", leave=False):
             path = layout.features / split / f"{clip_id}.pt"
             if cache.is_cached(path, config):
                 cached += 1

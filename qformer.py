@@ -6,26 +6,27 @@ P prefix positions, T texts.
 
 import contextlib
 import inspect
-import os
-import sys
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import runtime.threads  # noqa: F401  how torch's threads wait
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint, pretrained
+from features import cache
+from models import card, checkpoint, pretrained
 from models import language_model as language
 from models.video_files import CaptionsFiles
-from runtime import cli
+from runtime import cli, progress
 from runtime.files import UserError
 
 Device = str | torch.device | None  # None: a GPU where there is one
 Captions = Sequence[str] | Sequence[Sequence[str]]  # one a clip, or a list for each
+Attended = tuple[Tensor, Tensor]  # (B, Q, C), and each head's weights of the patch tokens (B, HQ, N) before dropout
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -50,7 +51,7 @@ class AbsorbedCrossAttention(nn.MultiheadAttention):
     attention makes sum(p) differ from 1: it is kept. Parameters and their names are nn.MultiheadAttention's.
     """
 
-    def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None = None) -> Attended:
         """Attend from (B, Q, C), or (1, Q, C) while all clips have the same queries, to (B, N, D) -> (B, Q, C).
 
         `projection` is the visual one, D -> C, absorbed here; `mask`, bool (B, N), is True for real patch tokens.
@@ -64,13 +65,14 @@ class AbsorbedCrossAttention(nn.MultiheadAttention):
         scores = q.expand(len(features), -1, -1) @ features.mT  # (B, HQ, N)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        p, total = scores.softmax(-1), 1.0
+        weights = p = scores.softmax(-1)
+        total = 1.0
         if self.training and self.dropout > 0:
             p = F.dropout(p, self.dropout)
             total = self._heads_first(p.sum(-1, keepdim=True))  # (H, BQ, 1)
         value = F.linear(self._heads_first(p @ features), projection.weight) + total * projection.bias  # (H, BQ, C)
         value = value @ w_v.unflatten(0, (heads, width)).mT + total * b_v.unflatten(0, (heads, 1, width))
-        return self.out_proj(value.unflatten(1, (len(features), -1)).permute(1, 2, 0, 3).flatten(2))
+        return self.out_proj(value.unflatten(1, (len(features), -1)).permute(1, 2, 0, 3).flatten(2)), weights
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, HQ, ...) -> (H, BQ, ...): a weight's gradient is one product, not one for each clip and their sum."""
@@ -88,11 +90,12 @@ class Block(nn.Module):
         wide, narrow = nn.Linear(dim, mlp_ratio * dim), nn.Linear(mlp_ratio * dim, dim)
         self.mlp = nn.Sequential(wide, nn.GELU(), nn.Dropout(mlp_dropout), narrow, nn.Dropout(mlp_dropout))
 
-    def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None) -> Tensor:
-        """(B, Q, C) or (1, Q, C) queries and (B, N, D) patch tokens to (B, Q, C)."""
+    def forward(self, x: Tensor, features: Tensor, projection: nn.Linear, mask: Tensor | None) -> Attended:
+        """(B, Q, C) or (1, Q, C) queries and (B, N, D) patch tokens to (B, Q, C), and the weights."""
         x = self.norm1(x + self.self_attn(x, len(features)))
-        x = self.norm2(x + self.cross_attn(x, features, projection, mask))
-        return x + self.mlp(self.norm3(x))
+        read, weights = self.cross_attn(x, features, projection, mask)
+        x = self.norm2(x + read)
+        return x + self.mlp(self.norm3(x)), weights
 
 
 class QFormer(nn.Module):
@@ -124,12 +127,19 @@ class QFormer(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, D) patch tokens, and a bool mask (B, N) where lengths differ, to (B, Q, C) visual tokens."""
+        return self.norm(self._read(features, mask)[0])
+
+    def attention(self, features: Tensor) -> Tensor:
+        """The last block's weights of the patch tokens, their mean over heads: (B, N, D) to (B, Q, N)."""
+        return self._read(features, None)[1].unflatten(1, (self.config["num_heads"], -1)).mean(1)
+
+    def _read(self, features: Tensor, mask: Tensor | None) -> Attended:
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.query_tokens.dtype)  # the cache may hold float16
         x = self.query_tokens  # (1, Q, C)
         for block in self.blocks:
-            x = block(x, features, self.visual_proj, mask)  # (B, Q, C)
-        return self.norm(x)
+            x, weights = block(x, features, self.visual_proj, mask)  # (B, Q, C), (B, HQ, N)
+        return x, weights
 
 
 class VideoCaptioner(
@@ -157,7 +167,7 @@ class VideoCaptioner(
         self.config["llm_weights"] = pretrained.fingerprint(lm, torch.bfloat16)  # the same on a GPU and on a CPU
         self.eos_id = language.eos_id(tokenizer, lm)
         self.bos_ids, self.prompt_ids = language.bos_ids(tokenizer), language.prompt_ids(tokenizer, prompt)
-        self.epoch, self.history = 0, []  # of the training that made its checkpoint
+        self.epoch, self.history, self.recipe = 0, [], {}  # of the training that made its checkpoint
         dim, width = qformer.config["dim"], lm.get_input_embeddings().embedding_dim
         if dim != width:
             raise UserError(f"the Q-Former is {dim} wide, the language model's embeddings {width}: use another --llm")
@@ -263,6 +273,20 @@ class VideoCaptioner(
             rows = language.generate(self.lm, self.prefix(features), self.eos_id, most, num_beams)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
+    def attention(self, features: Tensor, grid: cache.Grid | None = None) -> Tensor:
+        """Where each query looks in eval mode: (B, N, D) -> (B, Q, T', H', W'), a sum of 1 over a clip's patches.
+
+        The last block's cross-attention, its mean over heads. `grid` (T', H', W'): the checkpoint's, unless given.
+        Raises: files.UserError where the checkpoint knows none, or N tokens are of another.
+        """
+        grid = grid or cache.CacheConfig.from_dict(self.config["features"]).grid
+        if math.prod(grid) != features.shape[1]:
+            raise UserError(
+                f"attention: {features.shape[1]} patch tokens a clip are no grid of {grid}; preprocess again"
+            )
+        with self._inference():
+            return self.qformer.attention(features).unflatten(-1, grid)
+
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, device: Device = None, llm: str | None = None, encoder: str | None = None
@@ -290,14 +314,20 @@ class VideoCaptioner(
         llm, trained_with = self.config["llm"], saved.config.get("llm_weights")
         if trained_with and trained_with != self.config["llm_weights"]:
             raise UserError(f"{llm} is not the language model that {path} was trained with; give that one with --llm")
-        if not trained_with and os.environ.get("RANK", "0") == "0":  # under torchrun, one process tells for all
-            note = f"{path} does not say which language model it was trained with: {llm} is taken for it"
-            print(f"note: {note}", file=sys.stderr)
+        if not trained_with:
+            why = "does not say which language model it was trained with"
+            pretrained.tell(f"note: {path} {why}: {llm} is taken for it")
         checkpoint.load_weights(self.qformer, saved.weights, path)
         self.epoch, self.history = saved.epoch, saved.progress.get("history", [])
+        self.recipe = saved.progress.get("run", {})  # the flags of train.py
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        checkpoint.write_folder(save_directory, self.config, self.qformer)
+        training = {"epoch": self.epoch, "history": self.history, "run": self.recipe}
+        checkpoint.write_folder(save_directory, self.config | {"training": training}, self.qformer)
+
+    def generate_model_card(self, *_: Any, **settings: Any) -> ModelCard:
+        """The README.md that `save_pretrained` and `push_to_hub` write; `settings`: their `model_card_kwargs`."""
+        return card.model_card(self, **settings)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **arguments: Any) -> "VideoCaptioner":
@@ -308,5 +338,8 @@ class VideoCaptioner(
         """
         models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
         arguments["allow_patterns"] = ["config.json", "model.safetensors"]  # no code is fetched
+        arguments.setdefault("tqdm_class", progress.Progress)
         inspect.signature(snapshot_download).bind(name, **arguments)
-        return cls.from_checkpoint(name if Path(name).exists() else snapshot_download(name, **arguments), **models)
+        with progress.scope():
+            folder = name if Path(name).exists() else snapshot_download(name, **arguments)
+        return cls.from_checkpoint(folder, **models)

@@ -17,7 +17,7 @@ from features import cache
 from features.reader import feature_batches
 from models import checkpoint, language_model
 from qformer import QFormer, VideoCaptioner
-from runtime import cli, files
+from runtime import cli, files, provenance
 from runtime.distributed import DistributedContext, Lost
 from runtime.files import UserError
 from runtime.progress import Progress
@@ -26,6 +26,8 @@ from runtime.signals import Interrupted, Interrupts
 # What a place within an epoch means depends on these: they may change between epochs, not within one.
 FIXED_WITHIN_EPOCH = ("batch_size", "accumulate", "captions_per_clip", "seed")
 MAY_CHANGE = ("lr", "schedule", "warmup", "weight_decay", "grad_clip", "epochs", "dropout", "mlp_dropout")
+ORIGIN = ("data", "trained_by", "init_from")  # of a run: in the config of its checkpoints
+QFORMER = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")  # its own defaults hold, too
 
 
 class Run:
@@ -43,9 +45,19 @@ class Run:
         saved = checkpoint.read(args.checkpoint) if args.checkpoint.exists() else None
         if args.eval_only and saved is None:
             raise UserError(f"there is no checkpoint {args.checkpoint} to validate; train first, or give --checkpoint")
-        made, splits = saved and saved.config["features"], ("train", "validation")
+        if saved is not None and args.init_from:
+            context.print_main(f"--init-from {args.init_from} is not read: the run goes on from {args.checkpoint}")
+        path = args.init_from if saved is None and args.init_from else args.checkpoint
+        start = checkpoint.read(path) if path == args.init_from else saved
+        made, splits = start and start.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
-        self.captioner = self.make_captioner(saved)
+        args.llm = args.llm or (start.config["llm"] if start else language_model.DEFAULT)
+        self.captioner = self.make_captioner(start, path, is_new=saved is None)
+        if start is not None:
+            self.captioner.restore(start, path)
+        if start is not saved:
+            self.captioner.config["init_from"] = {"checkpoint": files.display_path(path), "epoch": start.epoch}
+            context.print_main(f"a new run begins with the weights of {path}, epoch {start.epoch}")
         fits = self.captioner.max_caption_tokens, self.captioner.caption_ids
         self.records["train"], dropped = records_that_fit(self.records["train"], *fits)
         if dropped:
@@ -63,29 +75,30 @@ class Run:
         # Processors of another make draw other initial weights.
         context.broadcast(parameter.data for parameter in parameters)
 
-    def make_captioner(self, saved: checkpoint.Checkpoint | None) -> VideoCaptioner:
-        """The frozen language model with a new Q-Former, or a checkpoint's; a clip's features tell their width."""
-        args, features = self.args, self.layout.features
+    def make_captioner(self, start: checkpoint.Checkpoint | None, path: Path, is_new: bool) -> VideoCaptioner:
+        """The frozen language model with a Q-Former: new, or the one that was read from the checkpoint `path`."""
+        args, made = self.args, cache.read_config(self.layout.features)
         lm, tokenizer = language_model.load(args.llm, self.context.device)
         torch.manual_seed(args.seed)
-        keys = ("num_queries", "num_heads", "depth", "mlp_ratio", "dropout", "mlp_dropout")
-        sizes = {key: getattr(args, key) for key in keys}
         first = cache.load(self.layout.features / "train" / f"{self.records['train'][0]['id']}.pt")
-        qformer = QFormer(dim=lm.get_input_embeddings().embedding_dim, visual_dim=first.values.shape[-1], **sizes)
-        made = cache.read_config(features)
+        sizes = {"dim": lm.get_input_embeddings().embedding_dim, "visual_dim": first.values.shape[-1]}
+        sizes |= {key: value for key in QFORMER if (value := getattr(args, key)) is not None}
         config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
-        if saved is not None:
-            before, path = saved.config, args.checkpoint
-            cache.check_same_features(before["features"], features, path, before.get("published", False))
+        config |= {"data": getattr(self.layout, "name", None), "trained_by": provenance.made_by()}
+        if start is not None:
+            before = start.config
+            checkpoint.check_sizes(before, sizes, path)
+            cache.check_same_features(before["features"], self.layout.features, path, before.get("published", False))
             if args.published_captions and before["caption_space"]:
                 raise UserError(f"{path} was trained with a space before captions: leave --published-captions out")
-            config["caption_space"] = before["caption_space"]
-        return VideoCaptioner(lm, tokenizer, qformer, config=config)
+            sizes = before["qformer"] | sizes
+            config |= {key: before[key] for key in ("caption_space", *([] if is_new else ORIGIN)) if key in before}
+        return VideoCaptioner(lm, tokenizer, QFormer(**sizes), config=config)
 
     def settings(self) -> dict[str, Any]:
         """What must, and what should, be the same when the run goes on."""
-        flags = {key: getattr(self.args, key) for key in (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)}
-        return {**flags, "clips": len(self.records["train"])}
+        flags = (*FIXED_WITHIN_EPOCH, *MAY_CHANGE)
+        return {key: getattr(self.args, key) for key in flags} | {"clips": len(self.records["train"])}
 
     def save(self, path: Path | None = None, optimizer: bool = True) -> None:
         """Write all that a run needs to go on bit for bit, as of its last optimizer step."""
@@ -99,7 +112,6 @@ class Run:
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go to the place in the run that a checkpoint was saved at."""
         args, progress, now = self.args, saved.progress, self.settings()
-        self.captioner.restore(saved, args.checkpoint)
         self.epoch, self.history = saved.epoch, list(progress.get("history", []))
         if progress.get("step"):
             self.step, self.total, self.captions = progress["step"], progress["total"], progress["captions"]
@@ -149,30 +161,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add("--llm", default="Qwen/Qwen2-1.5B", help="the frozen language model: a hub name or a local folder")
+    add("--llm", help=f"a hub name or a folder (default: the checkpoint's, or else {language_model.DEFAULT})")
     add("--captions-per-clip", type=cli.count, default=1, help="different captions that a clip is read once for")
     add("--published-captions", action="store_true", help="no space before captions, as in the published code")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of a split's clips that may lack features")
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=cli.count, default=10, help="passes over the training clips, in all")
     add("--batch-size", type=cli.count, default=8, help="clips in a forward pass, all processes together")
-    names = ("--gradient-accumulation-steps", "--accumulate")
-    add(*names, dest="accumulate", type=cli.count, default=16, help="forward passes for one optimizer step")
+    add("--accumulate", "--gradient-accumulation-steps", type=cli.count, default=16, help="forward passes for one step")
     add("--lr", type=cli.positive, default=5e-5, help="AdamW's learning rate, at its highest")
     add("--weight-decay", type=cli.amount, default=0.03, help="AdamW's weight decay")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="the learning rate over all steps")
     add("--warmup", type=cli.amount, default=0.0, help="share of all steps over which the rate rises from 0")
     add("--grad-clip", "--clip-norm", type=cli.amount, default=0.0, help="longest gradient (L2); 0: not clipped")
     add("--seed", type=int, default=0, help="decides initial weights, order, captions and dropout")
-    add = parser.add_argument_group("Q-Former").add_argument
-    add("--num-queries", type=cli.count, default=64, help="visual tokens that the language model reads")
-    add("--num-heads", type=cli.count, default=4, help="attention heads")
-    add("--depth", type=cli.count, default=1, help="blocks")
-    add("--mlp-ratio", type=cli.count, default=4, help="the MLP's width, in embedding widths")
+    add = parser.add_argument_group("Q-Former (by default a checkpoint's sizes, or else these)").add_argument
+    add("--num-queries", type=cli.count, help="visual tokens that the language model reads (default: 64)")
+    add("--num-heads", type=cli.count, help="attention heads (default: 4)")
+    add("--depth", type=cli.count, help="blocks (default: 1)")
+    add("--mlp-ratio", type=cli.count, help="the MLP's width, in embedding widths (default: 4)")
     add("--dropout", type=cli.probability, default=0.1, help="dropout on the attention")
     add("--mlp-dropout", type=cli.probability, default=0.3, help="dropout in the MLP")
     add = parser.add_argument_group("running").add_argument
     add("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="written here, and gone on from if there")
+    add("--init-from", type=Path, metavar="CHECKPOINT", help="a new run begins with the weights of this file or folder")
     add("--results", type=Path, default=Path("results"), help="folder for predictions, curves and the page")
     add("--eval-batch-size", type=cli.count, default=64, help="clips that are captioned at once for validation")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
@@ -207,7 +219,10 @@ def train(run: Run) -> None:
         run.save()  # a run that is stopped while it validates does not train the epoch again
         finish_epoch(run)
         run.save()
-    if context.is_main and run.history:
+    if context.is_main and run.history and (args.results / f"validation_epoch_{run.epoch}.json").exists():
+        best = max(run.history, key=lambda line: line["CIDEr"])
+        words = f"; {run.best}: epoch {best['epoch']}, the best by CIDEr in validation ({best['CIDEr']:.4f})"
+        print(f"{args.checkpoint}: epoch {run.epoch}{words if run.best.exists() else ''}", flush=True)
         from evaluation.report import write_training_page  # its libraries: training needs none of them
 
         context.print_main(write_training_page(args.results, run.history, records["validation"], run.layout))

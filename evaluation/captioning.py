@@ -103,5 +103,8 @@ def reversed_captions(reader: SplitReader, videos: dict[str, Path], timeout: flo
         # Frames are (T, 3, S, S): the last one comes first.
         backwards = (clip if clip.frames is None else clip._replace(frames=clip.frames.flip(0)) for clip in clips)
         captioned = captioner.caption_decoded(backwards, reader.batch_size, *settings)
-        found = ChainMap(*context.gather({clip.key: text for clip, text in captioned if text is not None}))
+        bar = Progress(
+            captioned, total=len(mine), desc="reversed", unit="clip", disable=not context.is_main, leave=False
+        )
+        found = ChainMap(*context.gather({clip.key: text for clip, text, _ in bar if text is not None}))
     return {clip_id: found[clip_id] for clip_id in videos if clip_id in found}

@@ -8,6 +8,7 @@ from evaluation import ngrams
 from evaluation.bootstrap import fractions
 from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores, template_key
 from runtime import files
+from runtime.progress import Progress
 
 
 class Scorer:
@@ -47,7 +48,10 @@ class Scorer:
 
     def _ngrams(self, predictions: dict[str, str], meteor: bool) -> dict[str, Any]:
         references = {clip_id: self.records[clip_id]["label"] for clip_id in predictions}
-        return ngrams.ngram_scores(predictions, references, meteor, self.timeout, self.seed)
+        with Progress(total=len(references), desc="scoring", unit="caption", leave=False) as bar:
+            found = ngrams.ngram_scores(predictions, references, meteor, self.timeout, self.seed)
+            bar.update(len(references))
+        return found
 
     def grounding(self, captions: dict[str, dict[str, str]], pairs: dict[str, str]) -> dict[str, Any]:
         """CIDEr of captions by their name, and of the "reversed" clips' whether they tell the opposite (in `pairs`)."""

@@ -39,14 +39,26 @@ class CacheConfig:
     tokens: int  # N, after pooling
     dim: int  # D
     weights: str = ""  # fingerprint of the encoder's weights: a folder can change under its name, or move
+    tubelet: int = 2  # frames that a token stands for; 2 in all published V-JEPA 2
+
+    @property
+    def grid(self) -> Grid:
+        """(T', H', W') of the N tokens, after pooling. Raises: UserError where they are no grid of squares."""
+        steps = self.frames // self.tubelet
+        side = math.isqrt(self.tokens // steps)
+        if steps * side**2 != self.tokens:
+            raise UserError(f"{self.tokens} patch tokens of {self.frames} frames are no grid: their places are unknown")
+        return steps, side, side
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON and checkpoints hold it."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: Path | str = "the checkpoint") -> Self:
-        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where `source` lacks a field."""
+    def from_dict(cls, values: Mapping[str, Any] | None, source: Path | str = "the checkpoint") -> Self:
+        """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where `source` lacks the rest."""
+        if values is None:
+            raise UserError(f"{source} does not say what made its features: train where features/config.json is")
         try:
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
             return cls(**known | {key: tuple(known[key]) for key in ("mean", "std")})

@@ -17,7 +17,11 @@ from runtime import files
 from runtime.files import UserError
 
 PREFIX = "qformer."
+HELP = (
+    "a file of train.py, or a folder made from one; not given: checkpoint_best.pt, of its best epoch, or checkpoint.pt"
+)
 PUBLISHED = Path(__file__).with_name("published.json")  # what the published code's checkpoints do not say
+WIDTHS = {"dim": "the width of --llm", "visual_dim": "the width of the features"}
 PARTS = {"llm": str, "prompt": str, "features": (dict, type(None)), "qformer": dict}  # of a config
 
 
@@ -57,6 +61,12 @@ def write_folder(folder: Path, config: dict[str, Any], qformer: nn.Module) -> No
     files.write_json(folder / "config.json", config)
 
 
+def default() -> Path:
+    """The checkpoint that is used where none is named: the best of the run in the working directory, else its last."""
+    best = Path("checkpoint_best.pt")
+    return best if best.is_file() else Path("checkpoint.pt")
+
+
 def read(path: Path | str) -> Checkpoint:
     """Read a checkpoint file (this project's or the published code's) or a folder of `write_folder`.
 
@@ -69,8 +79,10 @@ def read(path: Path | str) -> Checkpoint:
     try:
         state = saved["model_state_dict"].items()
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in state if name.startswith(PREFIX)}
-        config, epoch = _config(saved.get("config"), weights), int(saved.get("epoch", 0))
-        return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), dict(saved.get("progress") or {}))
+        config = _config(saved.get("config"), weights)
+        training = config.pop("training", {})  # a folder's
+        epoch, progress = int(saved.get("epoch", training.get("epoch", 0))), saved.get("progress") or training
+        return Checkpoint(config, weights, epoch, saved.get("optimizer_state_dict"), dict(progress))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise _error(path, "holds no Q-Former, or is damaged; give --checkpoint a file that train.py wrote") from None
 
@@ -95,6 +107,17 @@ def _config(config: dict[str, Any] | None, weights: dict[str, Tensor]) -> dict[s
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     sizes = {"num_queries": queries, "dim": dim, "visual_dim": visual_dim, "depth": depth, "mlp_ratio": hidden // dim}
     return {**config, "qformer": {**config["qformer"], **sizes}}
+
+
+def check_sizes(config: dict[str, Any], given: dict[str, Any], path: Path | str) -> None:
+    """Raises: UserError where the Q-Former of a checkpoint's config has other sizes than those `given`."""
+    for key, was in config["qformer"].items():
+        here, is_assumed = given.get(key, was), key == "num_heads" and "published" in config
+        if here != was and not is_assumed and not key.endswith("dropout"):
+            what = WIDTHS.get(key, f"--{key.replace('_', '-')}")
+            raise _error(
+                path, f"is of another shape: {what} is {here}, and was {was} when it was trained; use the same"
+            )
 
 
 def load_weights(qformer: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:

@@ -20,7 +20,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from models import pretrained
 from runtime.files import UserError
+from runtime.progress import Progress
 
+DEFAULT = "Qwen/Qwen2-1.5B"
 PROMPT = "a video showing:"
 IGNORED = -100  # the label that torch's cross entropy passes over
 SCORED_NUMBERS = 64 * 2**20  # logits, keys and values at once when texts are scored: 256 MB in float32
@@ -34,7 +36,7 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     name, role = pretrained.locate(name, "--llm"), ("the language model", "--llm")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokenizer = pretrained.load(AutoTokenizer.from_pretrained, name, *role)
-    settings = {"dtype": dtype, "output_loading_info": True}
+    settings = {"dtype": dtype, "output_loading_info": True, "tqdm_class": Progress}
     lm, report = pretrained.load(AutoModelForCausalLM.from_pretrained, name, *role, **settings)
     if missing := report["missing_keys"]:  # transformers makes them up at random
         raise UserError(f"the language model {name!r} lacks {len(missing)} of its weights; download it again")

@@ -23,6 +23,7 @@ class VideoCaptions:
     error: str | None = None  # why there is no caption at all
     decoded: list[Any] = field(default_factory=list)  # video.workers.Decoded: the clip or its windows, no frames
     captions: list[str | None] = field(default_factory=list)  # one for each of these
+    maps: dict[str, Any] = field(default_factory=dict)  # where it looked, where that is asked: overlay.named
 
     @property
     def is_windowed(self) -> bool:
@@ -81,14 +82,15 @@ class CaptionsFiles:
 
     def caption_decoded(
         self, decoded: Iterable[Any], batch_size: int = 8, max_new_tokens: int = 50, num_beams: int = 1
-    ) -> Iterator[tuple[Any, str | None]]:
-        """Each clip or window (video.workers.Decoded) with its caption, in order; None for one without frames."""
+    ) -> Iterator[tuple[Any, str | None, Tensor | None]]:
+        """Each clip or window (video.workers.Decoded), caption and features (N, D), in order; None without frames."""
         from video.workers import batches
 
         for batch in batches(decoded, batch_size):
             clips = [clip.frames for clip in batch if clip.frames is not None]
-            captions = iter(self.generate(self.encode(torch.stack(clips)), max_new_tokens, num_beams) if clips else ())
-            yield from [(clip, None if clip.frames is None else next(captions)) for clip in batch]
+            features = self.encode(torch.stack(clips)) if clips else ()
+            found = zip(self.generate(features, max_new_tokens, num_beams) if clips else (), features, strict=True)
+            yield from [(clip, *((None, None) if clip.frames is None else next(found))) for clip in batch]
 
     def caption_files(
         self,
@@ -96,17 +98,22 @@ class CaptionsFiles:
         workers: Any,
         window: float | None = None,
         stride: float | None = None,
+        queries: Sequence[int] | None = None,
         **settings: int,
     ) -> Iterator[VideoCaptions]:
         """Decode in `workers` (video.workers.Workers) and caption, in order; a video comes with each part it got.
 
-        Seconds: `window`, `stride` (default: the window); without a window a file gets one caption. `settings` as
-        `caption_decoded`.
+        Seconds: `window`, `stride` (default: the window); without a window a file gets one caption, and its `maps` with
+        `queries`: of the mean over all queries, and of each of these. `settings` as `caption_decoded`.
         """
+        from video import overlay
+
         paths = [(video, video.path) for video in videos if not video.error]
         decoded = workers.read_clips(paths, self.encoder.transform, self.encoder.frames, window, stride)
-        for part, caption in self.caption_decoded(decoded, **settings):
+        for part, caption, features in self.caption_decoded(decoded, **settings):
             part.key.add(part, caption)
+            if queries is not None and features is not None:
+                part.key.maps = overlay.named(self.attention(features[None])[0], queries)
             yield part.key
 
     def caption(

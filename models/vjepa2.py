@@ -19,6 +19,7 @@ from torch import Tensor
 from features.cache import CacheConfig, Grid
 from models import pretrained
 from runtime.files import UserError
+from runtime.progress import Progress
 from video.reader import MEAN, STD, Transform
 
 DEFAULT_ENCODER = "facebook/vjepa2-vitl-fpc64-256"
@@ -62,8 +63,6 @@ class VideoEncoder:
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> "VideoEncoder":
         """The encoder that made a cache, whose config says so. Raises: UserError where it does not, or is another."""
-        if config is None:
-            raise UserError("the checkpoint does not say what made its features: train where features/config.json is")
         made = CacheConfig.from_dict(config)
         transform = Transform(made.size, made.crop, made.mean, made.std)
         encoder = cls(made.encoder, device, made.frames, transform=transform)
@@ -74,7 +73,8 @@ class VideoEncoder:
     def cache_config(self, dtype: str = "float16", pool: int = 1) -> CacheConfig:
         """What features of this encoder are, kept as `dtype` after `pool`."""
         look = (self.transform.size, self.transform.crop, self.transform.mean, self.transform.std)
-        return CacheConfig(self.name, self.frames, *look, dtype, pool, self.tokens // pool**2, self.dim, self.weights)
+        size, tubelet = (self.tokens // pool**2, self.dim), self.frames // self.grid[0]
+        return CacheConfig(self.name, self.frames, *look, dtype, pool, *size, self.weights, tubelet)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _load(name: str, dtype: torch.dtype, look: Transform | None) -> tuple[Any, T
     look = look or _described_transform(name, config.crop_size)
     config.crop_size = look.size  # what the rotary positions are counted by
     settings = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
-    model, report = pretrained.load(AutoModel.from_pretrained, name, *role, **settings)
+    model, report = pretrained.load(AutoModel.from_pretrained, name, *role, **settings, tqdm_class=Progress)
     if missing := [key for key in report["missing_keys"] if key.startswith("encoder.")]:
         raise UserError(f"the encoder {name!r} does not load: it lacks {len(missing)} of its weights")
     return model, look

@@ -77,8 +77,9 @@ def device(name: str | None) -> torch.device:
 def run(main: Callable[[], Any]) -> None:
     """Run a script's main: a user's mistake is one line and exit code 2, a failing disk one line and code 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal or pipe whose encoding lacks a caption's letters
-            stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            # Its encoding may lack a caption's letters; and a log is to hold both streams' lines in their order.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         code = main()
     except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:

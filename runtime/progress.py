@@ -54,7 +54,7 @@ class Progress(tqdm):
     def _tell(self) -> None:
         """What is done of all, the rate, the time left or taken, and the postfix, in one write."""
         done, seconds = self.n - self.initial, max(self._time() - self.start_t, 1e-3)
-        rate, things = done / seconds, "" if self.unit_scale else f" {self.unit}s"
+        rate, things = done / seconds, "" if self.unit_scale or self.unit == "it" else f" {self.unit}s"
         counts = " of ".join(self._amount(number) for number in (self.n, self.total) if number is not None)
         parts = [f"{counts}{things}" + (f" ({100 * self.n / self.total:.1f} %)" if self.total else "")]
         if done:
@@ -72,6 +72,17 @@ class Progress(tqdm):
 
     def _amount(self, number: float) -> str:
         return tqdm.format_sizeof(number, self.unit) if self.unit_scale else f"{number:,}"
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """Bars that are opened in here end with it: the hub leaves some of its own open."""
+    before = set(Progress._instances)
+    try:
+        yield
+    finally:
+        for bar in set(Progress._instances) - before:
+            bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -4,41 +4,22 @@ python -m sample render --data data/sample      clips, labels, paraphrases
 python -m sample models --data data/sample      the two tiny models in sample/, trained again from scratch
 """
 
+import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import runtime.threads  # noqa: F401  how torch's threads wait
-import av
-import numpy as np
 
 import dataset
 from runtime import cli, files
 from runtime.files import UserError
 from runtime.progress import Progress
-from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, choose_clips, paraphrases, render_clip
+from sample.world import ACTIONS, FORWARDS, OPPOSITES, Clip, boxes, choose_clips, paraphrases, render_clip
+from video.overlay import write_video
 
-FPS = 12
 MODELS = Path(__file__).parent
-
-
-def write_video(path: Path | str, frames: np.ndarray) -> None:
-    """Write uint8 (T, H, W, 3) as VP9 in WebM, which is what SSv2's clips are."""
-
-    def encode(file: object) -> None:
-        # bitexact: Matroska's random ids would make each rendering another file
-        with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libvpx-vp9", rate=FPS)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0"}
-            stream.thread_count = 1  # processes are what fills the cores here
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-
-    files.write_atomic(path, encode)
 
 
 def render(data: Path, counts: dict[str, int], seed: int, workers: int | None = None) -> None:
@@ -68,7 +49,7 @@ def _render_file(path: Path, clip: Clip) -> int:
 
 
 def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
-    """Write SSv2's label files, the paraphrases, and `opposites.json`, which SSv2 does not have."""
+    """Write SSv2's label files, the paraphrases, and what SSv2 does not have: opposites.json, boxes.json."""
     labels = data / "labels"
     for split in ("train", "validation"):
         records = [
@@ -80,6 +61,8 @@ def write_labels(data: Path, splits: dict[str, dict[str, Clip]]) -> None:
     files.write_text(labels / "test-answers.csv", "".join(f"{i};{c.caption}\n" for i, c in splits["test"].items()))
     files.write_json(labels / "labels.json", {template: str(i) for i, template in enumerate(sorted(ACTIONS))})
     files.write_json(labels / "opposites.json", OPPOSITES | FORWARDS)
+    scored = {**splits["validation"], **splits["test"]}
+    files.write_text(labels / "boxes.json", json.dumps({i: boxes(clip) for i, clip in scored.items()}))
     files.write_json(data / "ssv2_paraphrase.json", {i: paraphrases(clip) for i, clip in splits["train"].items()})
 
 

@@ -130,7 +130,8 @@ def load_clips(clips: dict[str, world.Clip], data: Path | None = None) -> tuple[
     for place, (clip_id, clip) in enumerate(Progress(clips.items(), "clips", unit="clip")):
         video = data and dataset.Layout(data).video(clip_id)
         pixels[place] = read_clip(video, FRAMES, Transform(PIXELS))[0] if data else draw(clip)
-    return pixels, Answers(*map(torch.stack, zip(*map(answers_of, clips.values()), strict=True)))
+    answers = [answers_of(clip) for clip in Progress(clips.values(), "what they show", unit="clip")]
+    return pixels, Answers(*map(torch.stack, zip(*answers, strict=True)))
 
 
 def normalize(clips: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import count, cycle, islice, permutations, product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -175,6 +175,20 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, middle: Point, radius: 
             draw.ellipse(places, outline=fill, width=max(round(0.25 * radius), 1))
         else:
             getattr(draw, outline)(places, fill=fill)
+
+
+def boxes(clip: Clip) -> dict[str, Any]:
+    """The bounding boxes of a clip's things, without the hand, in the form of labels/boxes.json."""
+    frames = []
+    for index in range(clip.length):
+        shown, found = scene(clip, index / (clip.length - 1)), []
+        for (_, shape), x, y, radius in shown.things:
+            corners = np.concatenate([np.reshape(places, (-1, 2)) for *_, places in WORLD["shapes"][shape]["parts"]])
+            ends = np.stack([corners.min(0), corners.max(0)]) * radius + (x, y)  # (2, 2) in units of the height
+            pixels = ends * HEIGHT * shown.zoom + (WIDTH / 2, HEIGHT / 2)
+            found.append(pixels.clip(0, (WIDTH, HEIGHT)).round(1).ravel().tolist())
+        frames.append(found)
+    return {"width": WIDTH, "height": HEIGHT, "frames": frames}
 
 
 def choose_clips(counts: dict[str, int], seed: int) -> dict[str, dict[str, Clip]]:

@@ -50,6 +50,14 @@ def test_absorbed_attention_equals_the_textbook_in_float32():
         assert (one.grad - other.grad).norm() / other.grad.norm() < 1e-4, name
 
 
+def test_attention_under_autocast_sums_to_one_and_is_near_the_cpus():
+    features = some_features(tokens=8)
+    ours, theirs = (captioner.attention(features.to(captioner.device), (2, 2, 2)).cpu() for captioner in captioners())
+    assert theirs.dtype == torch.float32
+    torch.testing.assert_close(theirs.sum((2, 3, 4)), torch.ones(3, 4))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.01)
+
+
 def test_losses_gradients_and_scores_under_autocast_are_near_the_cpus():
     on_cpu, on_gpu = captioners()
     losses = [captioner.per_caption_nll(some_features().to(captioner.device), CLIPS) for captioner in (on_cpu, on_gpu)]

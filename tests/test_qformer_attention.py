@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from features import cache
 from qformer import QFormer
+from runtime.files import UserError
 from tests import reference, tiny
 from tests.test_qformer import some_features
 
@@ -63,7 +65,7 @@ def test_the_sums_that_dropout_changes_are_kept():
     drop = F.dropout
     try:
         F.dropout = lambda p, *_: p * kept
-        found = cross(x, features, absorbed.visual_proj)
+        found, _ = cross(x, features, absorbed.visual_proj)
     finally:
         F.dropout = drop
     torch.testing.assert_close(found, expected)
@@ -92,3 +94,71 @@ def test_features_as_the_cache_keeps_them_need_no_conversion():
         kept = some_features().to(dtype)
         assert torch.equal(captioner.qformer(kept), captioner.qformer(kept.float()))
         assert captioner.generate(kept, 5) == captioner.generate(kept.float(), 5)
+
+
+# ---- where it looks ----
+
+
+def textbook_weights(textbook, features):
+    """What nn.MultiheadAttention gives as its weights (need_weights, the mean over heads) in the last block."""
+    kept = []
+    textbook.blocks[-1].cross_attn.register_forward_hook(lambda _module, _given, result: kept.append(result[1]))
+    textbook.eval()(features)
+    return kept[0]  # (B, Q, N)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_attention_is_what_the_textbook_gives_as_its_weights(depth):
+    absorbed, textbook = pair(0.5, num_queries=5, dim=24, visual_dim=16, num_heads=3, depth=depth)
+    features = 4 * some_features(3, 32, 16)  # so that some patches matter more than others
+    found, expected = absorbed.eval().attention(features), textbook_weights(textbook, features)
+    assert found.shape == (3, 5, 32) and expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def looking(config, training=False, **sizes):
+    """A captioner whose checkpoint says `config` of its features, and the textbook's Q-Former of the same weights."""
+    captioner = tiny.tiny_captioner(dropout=0.5, **sizes)
+    for parameter in captioner.qformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    captioner.config["features"] = config and config.to_dict()
+    textbook = reference.TextbookQFormer(**{**captioner.qformer.config, "dropout": 0.5})
+    textbook.load_state_dict(captioner.qformer.state_dict())
+    return captioner.train(training), textbook
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_the_captioners_attention_is_a_grid_that_sums_to_one_in_eval_mode(dtype, pool):
+    made = cache.CacheConfig("e", 6, 64, False, (0,) * 3, (1,) * 3, dtype, pool, 3 * 16 // pool**2, 16)
+    captioner, textbook = looking(made, training=True, depth=2)
+    stored = cache.quantize(some_features(2, 48, 16), dtype, pool, (3, 4, 4))
+    features = cache.dequantize(stored)
+    found = captioner.attention(features)
+    assert found.shape == (2, 4, 3, 4 // pool, 4 // pool) and not found.requires_grad
+    torch.testing.assert_close(found.sum((2, 3, 4)), torch.ones(2, 4))
+    torch.testing.assert_close(found.flatten(2), textbook_weights(textbook, features), rtol=0, atol=1e-6)
+    assert captioner.qformer.training  # as it was
+
+
+def test_of_what_tubelets_the_patches_are_the_config_knows():
+    made = cache.CacheConfig("e", 12, 64, False, (0,) * 3, (1,) * 3, "float16", 1, 4 * 9, 16, tubelet=3)
+    assert made.grid == (4, 3, 3) and cache.CacheConfig.from_dict(made.to_dict()).grid == (4, 3, 3)
+    older = {key: value for key, value in made.to_dict().items() if key != "tubelet"}  # V-JEPA 2's own
+    assert cache.CacheConfig.from_dict({**older, "tokens": 6 * 4}).grid == (6, 2, 2)
+    published = {**older, "frames": 32, "tokens": 4096}
+    assert cache.CacheConfig.from_dict(published).grid == (16, 16, 16)
+
+
+def test_patches_without_known_places_are_refused_with_what_is_missing():
+    captioner, textbook = looking(None)
+    features = some_features(2, 12, 16)
+    with pytest.raises(UserError, match="does not say what made its features: .*config.json"):
+        captioner.attention(features)
+    named = captioner.attention(features, grid=(3, 2, 2))  # who brings features may know
+    torch.testing.assert_close(named.flatten(2), textbook_weights(textbook, features), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match=r"12 patch tokens .* \(3, 3, 3\)"):
+        captioner.attention(features, grid=(3, 3, 3))
+    captioner.config["features"] = tiny.features_config(tokens=6).to_dict()  # 3 for each of 2 steps
+    with pytest.raises(UserError, match="6 patch tokens of 4 frames are no grid"):
+        captioner.attention(features)

@@ -49,7 +49,7 @@ def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
     """
     taken, names = set(RESERVED), {}
     for path in sorted(paths, key=lambda path: path.resolve().parent != folder.resolve()):
-        safe = re.sub(r"[^\w.-]", "_", path.stem).strip(".")
+        safe = re.sub(r"[^\w.-]|\.(?=(attention|query-\d+)$)", "_", path.stem).strip(".")  # x.attention: x's overlay
         stem = safe.encode()[:NAME_BYTES].decode(errors="ignore") or "video"
         numbered = (f"{stem}-{number}" for number in itertools.count(2))
         free = next(name for name in itertools.chain([stem], numbered) if name.casefold() not in taken)

@@ -49,13 +49,20 @@ class Transform:
     def apply(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 (T, H, W, 3) to uint8 (T, 3, S, S). Antialiased bilinear on uint8, 13 times faster than on floats."""
         frames = torch.as_tensor(frames).permute(0, 3, 1, 2)  # (T, 3, H, W), in channels-last memory as decoded
-        if not self.crop:
-            return _resize(frames, self.size, self.size)
-        height, width = frames.shape[-2:]
-        edge, short = int(self.size * 256 / 224), min(height, width)
-        frames = _resize(frames, edge * height // short, edge * width // short)
-        top, left = ((length - self.size) // 2 for length in frames.shape[-2:])
-        return frames[..., top : top + self.size, left : left + self.size].contiguous()
+        (top, height), (left, width) = self._cut(*frames.shape[-2:])
+        return _resize(frames, height, width)[..., top : top + self.size, left : left + self.size].contiguous()
+
+    def _cut(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Where the square begins within the resized frame, and how long that is: for rows and for columns."""
+        edge, short = (int(self.size * 256 / 224), min(height, width)) if self.crop else (self.size, None)
+        resized = [edge * length // (short or length) for length in (height, width)]
+        return [((length - self.size) // 2, length) for length in resized]
+
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a frame that the encoder sees: top, left, bottom, right, in the frame's own pixels."""
+        (top, rows), (left, columns) = self._cut(height, width)
+        down, across = height / rows, width / columns
+        return top * down, left * across, (top + self.size) * down, (left + self.size) * across
 
 
 def _resize(frames: Tensor, height: int, width: int) -> Tensor:

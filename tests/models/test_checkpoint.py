@@ -11,6 +11,7 @@ from models import checkpoint, pretrained
 from models import language_model as language
 from qformer import QFormer, VideoCaptioner
 from runtime.files import UserError
+from runtime.progress import Progress
 from tests import reference, tiny
 
 
@@ -149,7 +150,8 @@ def test_a_captioner_is_pushed_to_a_hub_and_loaded_by_its_name(llm, tmp_path, mo
             shutil.copytree(folder_path, hub / repo_id)
             return "pushed"
 
-    def snapshot(name, allow_patterns, revision):
+    def snapshot(name, allow_patterns, revision, tqdm_class):
+        assert tqdm_class is Progress  # its lines tell how far the download is
         assert set(allow_patterns) == {"config.json", "model.safetensors"}  # no code is fetched
         assert revision == "main"
         return str(hub / name)
@@ -159,7 +161,9 @@ def test_a_captioner_is_pushed_to_a_hub_and_loaded_by_its_name(llm, tmp_path, mo
     lm, tokenizer = tiny.tiny_lm(), tiny.tiny_tokenizer()
     captioner = VideoCaptioner(lm, tokenizer, tiny.tiny_qformer(seed=2), config=config(llm))
     assert captioner.push_to_hub("someone/captioner") == "pushed"
-    assert {"config.json", "model.safetensors"} <= {path.name for path in (hub / "someone/captioner").iterdir()}
+    pushed = {path.name for path in (hub / "someone/captioner").iterdir()}
+    assert pushed == {"config.json", "model.safetensors", "README.md"}
+    assert (hub / "someone/captioner/README.md").read_text() == str(captioner.generate_model_card())
     read_back = VideoCaptioner.from_pretrained("someone/captioner", device="cpu", revision="main")
     assert read_back.generate(features(), 8) == captioner.generate(features(), 8)
 
@@ -196,7 +200,7 @@ def test_a_checkpoint_that_does_not_know_its_language_model_passes_with_one_note
     capfd.readouterr()
     captioner = VideoCaptioner.from_checkpoint(path, device="cpu")
     note = f"note: {path} does not say which language model it was trained with: {llm} is taken for it\n"
-    assert capfd.readouterr() == ("", note)
+    assert capfd.readouterr() == ("", f"loading {llm}\n{note}")
     assert captioner.config["llm_weights"] == pretrained.fingerprint(
         captioner.lm, torch.bfloat16
     )  # from now on it says so

@@ -194,13 +194,13 @@ def test_the_check_of_a_model_leaves_it_as_it_was(tmp_path, kind):
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in lm.state_dict().items())
 
 
-def test_loading_is_quiet(tmp_path, capfd):
+def test_loading_says_what_it_loads_and_nothing_else(tmp_path, capfd):
     folder = tiny.save_lm(tmp_path / "lm")
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "score.weight": torch.ones(3, 32)}, folder / "model.safetensors", {"format": "pt"})
     capfd.readouterr()
     language.load(str(folder), CPU)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", f"loading {folder}\n")
 
 
 # ---- which model it is ----

@@ -65,8 +65,12 @@ def test_clips_are_captioned_in_their_order_and_failed_ones_pass(captioner, monk
     decoded = [Decoded("x", None, "no"), *(Decoded(level, clip(level)) for level in levels), Decoded("y", None, "no")]
     found = list(captioner.caption_decoded(iter(decoded), batch_size=2, max_new_tokens=6))
     assert sizes == [2, 2, 1]
-    assert [item for item, _ in found] == decoded
-    assert [caption for _, caption in found] == [None, *told(captioner, *map(clip, levels)), None]
+    assert [item for item, _, _ in found] == decoded
+    assert [caption for _, caption, _ in found] == [None, *told(captioner, *map(clip, levels)), None]
+    bare, *features, last = [one for _, _, one in found]
+    assert bare is last is None
+    for level, one in zip(levels, features, strict=True):
+        torch.testing.assert_close(one, captioner.encode(clip(level)[None])[0])
 
 
 def test_captions_come_as_clips_are_decoded(captioner):

@@ -129,14 +129,14 @@ def test_a_stop_while_the_encoder_loads_is_not_told_as_damage(vjepa, monkeypatch
         VideoEncoder(vjepa, "cpu", frames=4)
 
 
-def test_an_encoder_with_a_classifiers_head_loads_in_silence(vjepa, tmp_path, capfd):
+def test_an_encoder_with_a_classifiers_head_loads_without_a_warning(vjepa, tmp_path, capfd):
     config = VJEPA2Config.from_pretrained(vjepa, num_labels=3, num_pooler_layers=1)
     classifier = VJEPA2ForVideoClassification(config)
     classifier.vjepa2.load_state_dict(AutoModel.from_pretrained(vjepa).state_dict())
     classifier.save_pretrained(tmp_path / "classifier")
     capfd.readouterr()
     found = VideoEncoder(tmp_path / "classifier", "cpu", frames=4)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", f"loading {tmp_path / 'classifier'}\n")
     assert found.weights == VideoEncoder(vjepa, "cpu", frames=4).weights
 
 

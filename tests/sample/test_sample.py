@@ -55,7 +55,7 @@ def test_clips_are_vp9_at_12_frames_a_second_and_show_what_was_drawn(data):
     )
     with av.open(str(data / "20bn-something-something-v2" / f"{clip_id}.webm")) as container:
         stream = container.streams.video[0]
-        assert "vp9" in stream.codec.name and stream.average_rate == sample.FPS
+        assert "vp9" in stream.codec.name and stream.average_rate == 12
         assert (stream.width, stream.height) == (112, 84)
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
     assert 30 <= len(decoded) <= 42
@@ -111,6 +111,38 @@ def test_covering_hides_the_first_thing_and_pretending_leaves_it_where_it_was():
         clip = Clip(template, (RED_BALL,), seed=2)
         before, after = (sample_world.scene(clip, time).things[0][2] for time in (0, 1))
         assert (after < before - 0.2) is moved
+
+
+@pytest.mark.parametrize("template", ACTIONS)
+def test_boxes_are_where_a_clips_things_are_drawn(template, monkeypatch):
+    """What changes with the things' colours lies in the boxes and fills them; a hand could hide an edge of one."""
+    scene, count = sample_world.scene, template.count("[something]")
+    monkeypatch.setattr(sample_world, "scene", lambda *moment: scene(*moment)._replace(hand=None))
+    found, drawn = [], []
+    for colour in ("red", "blue"):
+        for shape in ("cup", "cone"):
+            monkeypatch.setitem(sample_world.WORLD["shapes"][shape], "mark", sample_world.COLOURS[colour])
+        clip = Clip(template, tuple((colour, shape) for shape in ("cup", "cone"))[:count], seed=7)
+        found.append(sample_world.boxes(clip))
+        drawn.append(sample_world.render_clip(clip, frames=clip.length).astype(int))
+    assert found[0] == found[1] and len(found[0]["frames"]) == clip.length
+    changed = np.abs(drawn[0] - drawn[1]).sum(-1) > 60  # (frames, height, width)
+    for boxes, pixels in zip(found[0]["frames"], changed, strict=True):
+        assert len(boxes) == count
+        rows, columns = np.nonzero(pixels)
+        ends = [columns.min(), rows.min(), -columns.max() - 1, -rows.max() - 1]
+        assert ends == pytest.approx((np.array(boxes) * [1, 1, -1, -1]).min(0), abs=1.5)
+
+
+def test_boxes_are_written_for_the_clips_that_are_scored(data):
+    found = json.loads((data / "labels" / "boxes.json").read_text())
+    splits = sample_world.choose_clips({"train": 24, "validation": 12, "test": 12}, 0)
+    assert set(found) == set(splits["validation"]) | set(splits["test"])
+    for clip_id, clip in found.items():
+        with av.open(str(data / "20bn-something-something-v2" / f"{clip_id}.webm")) as container:
+            stream = container.streams.video[0]
+            assert (clip["width"], clip["height"]) == (stream.width, stream.height)
+            assert len(clip["frames"]) == len(list(container.decode(stream)))
 
 
 def test_paraphrases_are_many_distinct_and_keep_the_things():
