@@ -1,7 +1,8 @@
-"""Something-Something V2: where things lie on disk, what the annotations say, and what a training step reads.
+"""A data set: where things lie on disk, what the annotations say, and what a training step reads.
 
-Layout under one folder: 20bn-something-something-v2/<id>.webm, labels/, ssv2_paraphrase.json,
-annotations/<split>_ready.json, features/<split>/<id>.pt.
+Layout under one folder, Something-Something V2's (SSv2): 20bn-something-something-v2/<id>.webm, labels/,
+ssv2_paraphrase.json, annotations/<split>_ready.json, features/<split>/<id>.pt. A data set of the user's own, made by
+prepare_annotations.py, has the same, but for its videos: they stay where they are, and labels/videos.json names them.
 """
 
 import csv
@@ -9,6 +10,7 @@ import random
 import re
 import shlex
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +23,80 @@ from runtime.files import UserError
 DEFAULT_DATA = Path("data/something-something-v2")
 READY = {"train": "train_ready.json", "validation": "val_ready.json", "test": "test_ready.json"}
 SPLITS = tuple(READY)
-PARAPHRASE_PARTS = ("ssv2_paraphrase/**/*.json", "ssv2_paraphrase_*.json", "train/ssv2_paraphrase_*.json")
+SSV2 = "Something-Something V2"
+OWN = "python prepare_annotations.py --videos FOLDER --captions FILE --data"  # makes an own data set, there
+ROOT = Path(__file__).parent  # of the project
+PARAPHRASES = ("ssv2_paraphrase.json", "ssv2_paraphrase/**/*.json", "ssv2_paraphrase_*.json")  # whole, or its parts
+PARAPHRASES += ("train/ssv2_paraphrase_*.json",)
 CAPTION_LIMIT = 2000  # characters; SSv2's longest label has about 200
-_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 Record = dict[str, Any]  # {"id", "label", "template", "placeholders"}
 Batch = list[tuple[str, list[str]]]  # clip ids, each with the captions to learn from
 
 
 class Layout:
-    """Where everything of a dataset lies under its folder."""
+    """Where everything of a data set lies under its folder, and what it is called."""
 
     def __init__(self, data: Path | str) -> None:
         """Raises: UserError where there is no such folder."""
         self.data = Path(data)
         if not self.data.is_dir():
-            raise UserError(f"there is no dataset at {data}; give --data the folder that holds labels/ and the videos")
-        self.videos = self.data / "20bn-something-something-v2"
+            advice = f"give --data the folder of a data set, or make one of your own: {OWN} {shlex.quote(str(data))}"
+            if self.data == DEFAULT_DATA:
+                sample = "the sample (python -m sample render, then --data data/sample)"
+                advice = f"put {SSV2} there, or take {sample}, or videos of your own ({OWN} data/mine)"
+            raise UserError(f"there is no data set at {data}: {advice}")
         self.labels = self.data / "labels"
         self.annotations = self.data / "annotations"
         self.features = self.data / "features"
 
+    @cached_property
+    def own(self) -> dict[str, Any] | None:
+        """What makes this a data set of the user's own, labels/videos.json; None for SSv2.
+
+        "folder": the videos', as seen from that file, None where there are only features; "clips": paths in it by id.
+        """
+        if not (path := self.labels / "videos.json").is_file():
+            return None
+        own = files.read_json(path, "the places of the videos")
+        if not isinstance(own, dict) or not isinstance(own.get("clips"), dict):
+            raise UserError(f"{path} does not say where the clips lie; delete it, and run {OWN} {self.data}")
+        return {"folder": None, **own}
+
+    @property
+    def name(self) -> str:
+        """What the data set is called: its folder's name where it is an own one, or the sample."""
+        if self.own is not None:
+            return self.data.resolve().name
+        return "sample" if (self.data / "sample.json").is_file() else SSV2
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that there are labels of."""
+        return [split for split in SPLITS if self.labels_file(f"{split}.json")]
+
+    @cached_property
+    def videos(self) -> Path:
+        """The folder of the videos."""
+        own = self.own and (self.labels.resolve() / (self.own["folder"] or "")).resolve()
+        return own or self.data / "20bn-something-something-v2"
+
+    @property
+    def video_advice(self) -> str:
+        """What to do where videos are missing, for an error."""
+        if self.own and not self.own["folder"]:
+            return "it is made of features, without videos: train.py and evaluate.py read it"
+        return f"run {OWN} {shlex.quote(str(self.data))} again" if self.own else "put SSv2's <id>.webm files there"
+
+    def source(self, clip_id: str) -> str | None:
+        """The name under which the user knows an own clip, its path within the folder of videos; None for SSv2's."""
+        return self.own["clips"].get(clip_id) if self.own else None
+
     def video(self, clip_id: str) -> Path | None:
-        """The clip's file, webm or mp4, or None."""
-        paths = (self.videos / f"{clip_id}{suffix}" for suffix in (".webm", ".mp4"))
-        return next((path for path in paths if path.is_file()), None)
+        """The clip's file (SSv2's webm or mp4, an own one of any kind), or None."""
+        names = (f"{clip_id}.webm", f"{clip_id}.mp4") if self.own is None else (self.source(clip_id),)
+        return next((path for name in names if name and (path := self.videos / name).is_file()), None)
 
     def labels_file(self, name: str) -> Path | None:
         """A file of the labels folder by its new name or its older one (something-something-v2-<name>), or None."""
@@ -55,7 +106,7 @@ class Layout:
 
 
 def read_split(data: Path | str, split: str) -> list[Record]:
-    """A split's records as SSv2's labels give them; the test split's hold ids only.
+    """A split's records as the labels give them: SSv2's test split's hold ids only, an own one's a list of captions.
 
     Raises: UserError where the labels are missing, not JSON or of another form, an id is unsafe or there twice.
     """
@@ -67,9 +118,13 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
 
     Raises: UserError where the file is missing (prepare_annotations.py makes it), of another form, or without captions.
     """
-    path = Layout(data).annotations / READY[split]
+    path = (layout := Layout(data)).annotations / READY[split]
     if not path.is_file():
-        raise UserError(f"the {split} captions: there is no {path}; run prepare_annotations.py --data {data}")
+        if layout.own:
+            _labels_file(data, f"{split}.json")  # raises where there is no such split
+        command = f"python prepare_annotations.py --data {shlex.quote(str(data))}"
+        answers = ", which takes labels/test-answers.csv" if split == "test" and not layout.own else ""
+        raise UserError(f"the {split} captions: there is no {path}; run {command}{answers}")
     records = _read_records(path, f"the {split} captions")
     for record in records:
         if not _is_texts(record.get("label")):
@@ -82,9 +137,14 @@ def read_ready(data: Path | str, split: str) -> list[Record]:
 
 def _labels_file(data: Path | str, name: str) -> Path:
     layout = Layout(data)
-    if (path := layout.labels_file(name)) is None:
-        raise UserError(f"there is no {layout.labels / name}; download SSv2's labels into that folder")
-    return path
+    if path := layout.labels_file(name):
+        return path
+    if layout.own is None:
+        own = f"or make a data set of your own: {OWN} {shlex.quote(str(data))}"
+        raise UserError(f"there is no {layout.labels / name}; download SSv2's labels into that folder, {own}")
+    splits = f"its clips are all of {' and '.join(layout.splits)}; its captions file may give them other splits"
+    reason = splits if name.removesuffix(".json") in SPLITS else f"action templates are {SSV2}'s own; do without them"
+    raise UserError(f"{layout.name} has no {layout.labels / name}: {reason}")
 
 
 def _read_records(path: Path, what: str) -> list[Record]:
@@ -106,7 +166,7 @@ def _read_records(path: Path, what: str) -> list[Record]:
 def _check_id(clip_id: Any, path: Path) -> str:
     """A clip id as text. Raises: UserError for one that is not a plain file name (it could leave the folder)."""
     text = str(clip_id) if type(clip_id) in (int, str) else ""
-    if not _SAFE_ID.fullmatch(text):
+    if not SAFE_ID.fullmatch(text):
         raise UserError(f"{path}: the clip id {clip_id!r:.80} is not a plain name of letters, digits, '_', '-' and '.'")
     return text
 
@@ -136,14 +196,20 @@ def read_answers(data: Path | str) -> dict[str, str]:
     return {_check_id(row[0].strip(), path): clean(";".join(row[1:])) for row in rows if row}
 
 
-def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -> dict[str, list[str]]:
-    """Paraphrases by clip id, from one JSON file or all those of a folder; {} where there are none at all.
+def read_references(data: Path | str) -> dict[str, list[str]]:
+    """The test clips' captions by id, where they are at hand: SSv2's answers, or all those of an own data set."""
+    if Layout(data).own:
+        return {record["id"]: record["label"] for record in read_split(data, "test")}
+    return {clip_id: [answer] for clip_id, answer in read_answers(data).items()}
 
-    `path` is a file or folder; None looks for ssv2_paraphrase.json, then for its parts, under the dataset's folder.
-    Raises: UserError where a named path is missing, or a file is not {"<id>": ["...", ...]}.
+
+def read_paraphrases(parts: list[Path]) -> dict[str, list[str]]:
+    """Paraphrases by clip id, from all these JSON files.
+
+    Raises: UserError where a file is not {"<id>": ["...", ...]}.
     """
     merged: dict[str, list[str]] = {}
-    for part in _paraphrase_files(path, Path(data)):
+    for part in parts:
         content = files.read_json(part, "the paraphrases")
         if not isinstance(content, dict) or not all(map(_is_texts, content.values())):
             raise UserError(f"the paraphrases: {part} does not map clip ids to lists of captions")
@@ -152,10 +218,16 @@ def read_paraphrases(path: Path | str | None, data: Path | str = DEFAULT_DATA) -
     return merged
 
 
-def _paraphrase_files(path: Path | str | None, data: Path) -> list[Path]:
+def paraphrase_files(path: Path | str | None, layout: Layout) -> list[Path]:
+    """The file, or all files of the folder, at `path`; None: ssv2_paraphrase.json, or its parts, where they lie.
+
+    That is the data set's folder or, for SSv2, else the working directory or the project's root.
+    Raises: UserError where there is none at a `path`.
+    """
     if path is None:
-        whole = data / "ssv2_paraphrase.json"
-        return [whole] if whole.is_file() else [part for parts in PARAPHRASE_PARTS for part in sorted(data.glob(parts))]
+        folders = [layout.data, *([Path(), ROOT] if layout.name == SSV2 else [])]
+        found = ([part for form in PARAPHRASES for part in sorted(folder.glob(form))] for folder in folders)
+        return next(filter(None, found), [])
     found = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.json"))
     if not found:
         raise UserError(f"the paraphrases: there is no file or folder of .json parts at {path}")
@@ -185,20 +257,22 @@ def usable_records(
         raise UserError(
             f"{clips} {split} clips have no features in {folder} (the first is {missing[0]}); "
             + ("allow more with --max-missing, or " if found else "")
-            + f"run {_preprocess_command(layout, split, made)}"
+            + _features_advice(layout, split, made)
         )
     if missing:
         context.print_main(f"{split}: {len(missing):,} clips have no features and are left out")
     return found
 
 
-def _preprocess_command(layout: Layout, split: str, made: dict[str, Any] | None) -> str:
+def _features_advice(layout: Layout, split: str, made: dict[str, Any] | None) -> str:
     """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
+    if layout.own and not layout.own["folder"]:
+        return "put each clip's own features, a tensor (N, D), there as <id>.pt"
     words = ["python", "preprocess_something_something_v2.py", "--data", layout.data, "--splits", split]
     if config := cache.read_config(layout.features) or (made and CacheConfig.from_dict(made)):
         words += ["--encoder", config.encoder, "--num-frames", config.frames, *["--crop"] * config.crop]
         words += ["--dtype", config.dtype, "--pool", config.pool]
-    return shlex.join(map(str, words))
+    return f"run {shlex.join(map(str, words))}"
 
 
 def plan_epoch(

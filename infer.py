@@ -121,12 +121,12 @@ def choose_test_clips(data: Path, count: int, seed: int) -> list[Clip]:
     """
     ids = sorted(record["id"] for record in dataset.read_split(data, "test"))
     random.Random(seed).shuffle(ids)
-    layout, answers, clips = dataset.Layout(data), dataset.read_answers(data), []
+    layout, answers, clips = dataset.Layout(data), dataset.read_references(data), []
     for clip_id in ids[:count]:
-        path = layout.video(clip_id) or layout.videos / f"{clip_id}.webm"
-        clips.append(Clip(path, id=clip_id, references=[answers[clip_id]] if clip_id in answers else []))
+        path = layout.video(clip_id) or layout.videos / (layout.source(clip_id) or f"{clip_id}.webm")
+        clips.append(Clip(path, id=clip_id, references=answers.get(clip_id, [])))
     if not any(clip.path.is_file() for clip in clips):
-        raise UserError(f"{layout.videos} holds no video of the test clips that were drawn; download SSv2's videos")
+        raise UserError(f"{layout.name} has no video of the test clips that were drawn; {layout.video_advice}")
     return clips
 
 
@@ -139,7 +139,7 @@ def tell(clip: Clip) -> None:
         if (caption := clip.captions[-1]) and caption not in clip.captions[-2:-1]:
             lines.append(f"{clip.decoded[-1].start:.1f} s: {caption}")
     else:
-        lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references))
+        lines.append(clip.prediction + "".join(f"  (answer: {text})" for text in clip.references[:3]))
         if (seconds := clip.decoded[-1].end) >= LONG:
             lines.append(f"{seconds:.0f} s; --window 4 captions it in parts")
     if clip.warning and clip.is_done:

@@ -45,7 +45,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add("--splits", nargs="+", choices=dataset.SPLITS, default=["train", "validation"], help="what to encode")
+    splits = "what to encode (default: train validation; of your own data set, all there is)"
+    add("--splits", nargs="+", choices=dataset.SPLITS, help=splits)
+    add("--limit", type=cli.count, metavar="N", help="a rehearsal: only the first N clips of each split")
     add("--encoder", default=DEFAULT_ENCODER, help="V-JEPA 2: a hub name or a local folder")
     add("--num-frames", "--frames", type=cli.count, default=32, help="frames sampled uniformly over a clip")
     add("--crop", action="store_true", help="resize the shortest edge and crop the centre: no squashed frames")
@@ -66,8 +68,11 @@ def cores() -> int:
 
 def preprocess(args: argparse.Namespace, context: DistributedContext, workers: Workers) -> int:
     """The whole stage; returns the exit code."""
-    splits = {split: [r["id"] for r in dataset.read_split(args.data, split)] for split in args.splits}
     layout = dataset.Layout(args.data)
+    if layout.own and not layout.own["folder"]:
+        raise UserError(f"{layout.name} has no videos to encode: {layout.video_advice}")
+    names = args.splits or (layout.splits if layout.own else ["train", "validation"])
+    splits = {name: [record["id"] for record in dataset.read_split(args.data, name)[: args.limit]] for name in names}
     encoder = VideoEncoder(args.encoder, context.device, args.num_frames, args.crop)
     if (side := encoder.grid[1]) % args.pool:
         raise UserError(f"--pool {args.pool} does not divide the {side} x {side} patches of this encoder; use --pool 1")
@@ -86,7 +91,8 @@ def preprocess(args: argparse.Namespace, context: DistributedContext, workers: W
     context.print_main(f"encoded {len(clips) + len(missing) - len(failures)} clips into {layout.features}")
     context.close()
     if missing and context.is_main:
-        raise UserError(f"{len(missing)} clips have no video in {layout.videos}; add these, and run this once more")
+        advice = f"add these ({layout.video_advice}), and run this once more"
+        raise UserError(f"{len(missing)} clips of {layout.name} have no video in {layout.videos}; {advice}")
     return 0
 
 
@@ -157,7 +163,7 @@ def make_plan(splits: dict[str, list[str]], layout: dataset.Layout, config: Cach
             else:
                 missing[path] = "there is no video"
     if missing and not clips and not cached:
-        raise UserError(f"there is no video of any clip in {layout.videos}; put SSv2's <id>.webm files there")
+        raise UserError(f"there is no video of any clip in {layout.videos}; {layout.video_advice}")
     size = cache.bytes_per_clip(config)
     needed = Progress.format_sizeof(len(clips) * size, "B")
     without = f", {len(missing)} without a video" if missing else ""

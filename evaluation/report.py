@@ -59,8 +59,9 @@ def write_scored_page(
     for row in result["predictions"]:
         video = layout.video(row["id"])
         if video and copies:
-            files.copy(video, copies / video.name)
-            video = copies / video.name
+            copy = copies / f"{row['id']}{video.suffix}"  # own videos in two folders may share a name
+            files.copy(video, copy)
+            video = copy
         clips.append({**row, "score": row["CIDEr"], "video": video and relative(video, page)})
     made_by, confused = result["made_by"], result.get("ssv2", {}).get("confused", ())
     write_page(page, title, clips, history, table(result), made_by, confused)

@@ -58,7 +58,9 @@ class CacheConfig:
     def from_dict(cls, values: Mapping[str, Any] | None, source: Path | str = "the checkpoint") -> Self:
         """The inverse of `to_dict`; old ones have no `weights`. Raises: UserError where `source` lacks the rest."""
         if values is None:
-            raise UserError(f"{source} does not say what made its features: train where features/config.json is")
+            reason = "there was no features/config.json, as beside features of your own"
+            advice = "evaluate.py captions such features, but a video cannot be made into them"
+            raise UserError(f"{source} does not say what made its features: {reason}; {advice}")
         try:
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
             return cls(**known | {key: tuple(known[key]) for key in ("mean", "std")})
@@ -85,7 +87,8 @@ def check_config(features: Path | str, config: CacheConfig) -> bool:
     """Whether config.json is there already. Raises: UserError where the folder's features are of another kind."""
     found = read_config(features)
     if found is None and any(Path(features).glob("*/*.pt")):
-        raise UserError(f"nothing says what made the features in {features}: there is no config.json; move them away")
+        reason = f"nothing says what made the features in {features}: there is no config.json"
+        raise UserError(f"{reason}; your own need no preprocessing, and others are to be moved away")
     if found is not None and (differences := found.differences(config)):
         raise UserError(f"{features} holds features of another kind ({differences}): use the same flags as before")
     return found is not None

@@ -80,20 +80,45 @@ def test_answers_are_split_at_the_first_semicolon_and_cleaned(tmp_path):
     assert dataset.read_answers(tmp_path / "labels") == {"1": "Moving a ball up", "2": 'Showing a "cup"; again'}
 
 
-def test_paraphrases_of_one_file_a_folder_or_published_parts_are_the_same(tmp_path):
+def paraphrases(data, path=None):
+    return dataset.read_paraphrases(dataset.paraphrase_files(path, dataset.Layout(data)))
+
+
+def test_paraphrases_of_one_file_a_folder_or_published_parts_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "ROOT", tmp_path / "root")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     first, second = {"1": ["a", "b"]}, {"2": ["c"], "1": ["d"]}
     expected = {"1": ["a", "b", "d"], "2": ["c"]}
     write(tmp_path / "x" / "train" / "ssv2_paraphrase_train_0.json", first)
     write(tmp_path / "x" / "train" / "ssv2_paraphrase_train_1.json", second)
-    assert dataset.read_paraphrases(None, tmp_path / "x") == expected
-    assert dataset.read_paraphrases(tmp_path / "x" / "train") == expected
+    assert paraphrases(tmp_path / "x") == expected
+    assert paraphrases(tmp_path, tmp_path / "x" / "train") == expected
     write(tmp_path / "y" / "ssv2_paraphrase.json", expected)
-    assert dataset.read_paraphrases(None, tmp_path / "y") == expected
+    assert paraphrases(tmp_path / "y") == expected
     write(tmp_path / "z" / "ssv2_paraphrase" / "0.json", expected)
-    assert dataset.read_paraphrases(None, tmp_path / "z") == expected
-    assert dataset.read_paraphrases(None, tmp_path / "none") == {}
+    assert paraphrases(tmp_path / "z") == expected
+    assert paraphrases(tmp_path) == {}
     with pytest.raises(UserError, match="no file or folder"):
-        dataset.read_paraphrases(tmp_path / "none")
+        paraphrases(tmp_path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["ssv2_paraphrase.json", "ssv2_paraphrase_train_3.json", "ssv2_paraphrase/3.json"])
+def test_paraphrases_are_found_where_the_published_instructions_put_them_and_for_ssv2_only(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(dataset, "ROOT", tmp_path / "root")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(tmp_path / "root" / name, {"1": ["beside the scripts"]})
+    assert paraphrases(tmp_path / "data") == {"1": ["beside the scripts"]}
+    write(tmp_path / "here" / name, {"1": ["here"]})
+    assert paraphrases(tmp_path / "data") == {"1": ["here"]}
+    write(tmp_path / "data" / name, {"1": ["in the data set"]})
+    assert paraphrases(tmp_path / "data") == {"1": ["in the data set"]}
+    # Other data sets have a clip 1, too.
+    for marker in ("sample.json", "labels/videos.json"):
+        write(tmp_path / marker[:3] / marker, {"folder": None, "clips": {}})
+        assert paraphrases(tmp_path / marker[:3]) == {}
 
 
 def test_captions_are_drawn_by_run_epoch_and_clip_alone():

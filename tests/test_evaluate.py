@@ -179,7 +179,7 @@ def test_what_the_scores_need_is_missed_before_any_clip_is_captioned(run, tmp_pa
 
 
 def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):
-    with pytest.raises(UserError, match="test_ready.json; run prepare_annotations.py"):
+    with pytest.raises(UserError, match="test_ready.json; run python prepare_annotations.py"):
         evaluate.main(flags(run, tmp_path, "--split", "test"))
     with pytest.raises(UserError, match="there is no file"):
         evaluate.main(["--data", str(run / "data"), "--checkpoint", str(tmp_path / "none.pt")])

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import dataset
 import prepare_annotations
 from runtime.files import UserError
 
@@ -56,10 +57,25 @@ def test_the_test_split_is_read_out_of_its_answers(data):
     assert test[1]["placeholders"] == []  # SSv2's own answers name no objects
 
 
-def test_without_paraphrases_it_says_so(data, capsys):
-    (data / "ssv2_paraphrase.json").unlink()
+def test_which_paraphrases_were_taken_is_told(data, capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "ROOT", data / "root")
+    monkeypatch.chdir(data / "labels")
+    (data / "ssv2_paraphrase.json").rename(data / "labels" / "ssv2_paraphrase.json")
+    prepare_annotations.main(["--data", str(data)])
+    assert "2 clips, 4 captions" in (said := capsys.readouterr().out)
+    assert said.endswith("1 files of paraphrases were taken: ssv2_paraphrase.json\n")
+    (data / "labels" / "ssv2_paraphrase.json").unlink()
     prepare_annotations.main(["--data", str(data)])
     assert "no paraphrases were found" in capsys.readouterr().out
+
+
+def test_a_rehearsal_takes_the_clips_that_preprocessing_takes(data, capsys):
+    (data / "labels" / "test.json").write_text(json.dumps([{"id": "6"}, {"id": "7"}, {"id": "5"}]))
+    prepare_annotations.main(["--data", str(data), "--limit", "1"])
+    assert "run this again without --limit" in capsys.readouterr().out
+    assert [[r["id"] for r in dataset.read_ready(data, split)] for split in dataset.SPLITS] == [["1"], ["4"], ["6"]]
+    prepare_annotations.main(["--data", str(data)])
+    assert [len(dataset.read_ready(data, split)) for split in dataset.SPLITS] == [2, 1, 2]
 
 
 def test_mistakes_are_named_and_nothing_is_written(data):

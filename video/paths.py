@@ -3,6 +3,8 @@
 import itertools
 import os
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +41,46 @@ def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in shown if Path(place, name).resolve() != folder.resolve()]
         videos = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
         yield from (video for video in videos if video.suffix.lower() in SUFFIXES and video.is_file())
+
+
+def match(names: Iterable[str], folder: Path, data: Path) -> tuple[dict[str, str], list[str]]:
+    """Which video each name means, as its path within `folder`, and all videos of the folder, without those in `data`.
+
+    A name may lack folders or suffix, begin with the folder's own, and differ in case or in how its accents are
+    written (macOS takes them apart). Names that no video has are left out.
+    Raises: UserError where a name fits several videos, or there is no video at all.
+    """
+    places = [path.relative_to(folder).as_posix() for path in _videos_in(folder, data)]
+    if not places:
+        raise UserError(f"--videos {folder}: there is no {'video in this' if folder.is_dir() else 'such'} folder")
+    known = defaultdict(set)  # by the whole path and its ends, with and without suffix
+    for place in places:
+        parts = plain(place).casefold().split("/")
+        for tail in ("/".join(parts[start:]) for start in range(len(parts))):
+            known[tail].add(place)
+            known[without_suffix(tail)].add(place)
+    starts = ("", *(f"{plain(str(at))}/" for at in (folder, folder.resolve(), folder.name)))
+    found = {}
+    for name in names:
+        forms = [plain(name).removeprefix(start) for start in starts]
+        forms += list(map(without_suffix, forms))
+        places_of = next((known[form.casefold()] for form in forms if form.casefold() in known), set())
+        whole = {place for place in places_of if {plain(place), without_suffix(plain(place))} & {*forms}}
+        if len(fits := whole or places_of) > 1:
+            raise UserError(f"{name!r} fits {', '.join(sorted(fits)[:3])}: name it with its folder and suffix")
+        found.update((name, place) for place in fits)
+    return found, places
+
+
+def plain(name: str) -> str:
+    """A name's one form: composed accents, forward slashes, no blanks around it."""
+    return unicodedata.normalize("NFC", name.strip()).replace("\\", "/").removeprefix("./")
+
+
+def without_suffix(name: str) -> str:
+    """A name without its video suffix, or that of features; another dot is part of the name."""
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and f".{suffix.lower()}" in SUFFIXES | {".pt"} else name
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
