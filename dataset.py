@@ -268,7 +268,8 @@ def _features_advice(layout: Layout, split: str, made: dict[str, Any] | None) ->
     """The command that makes a split's features like those that are there, or like a checkpoint's (`made`)."""
     if layout.own and not layout.own["folder"]:
         return "put each clip's own features, a tensor (N, D), there as <id>.pt"
-    words = ["python", "preprocess_something_something_v2.py", "--data", layout.data, "--splits", split]
+    words = ["python", "preprocess_something_something_v2.py", "--data", layout.data]
+    words += [] if layout.own else ["--splits", split]  # all splits of an own data set are encoded
     if config := cache.read_config(layout.features) or (made and CacheConfig.from_dict(made)):
         words += ["--encoder", config.encoder, "--num-frames", config.frames, *["--crop"] * config.crop]
         words += ["--dtype", config.dtype, "--pool", config.pool]

@@ -10,8 +10,7 @@ import runtime.threads  # noqa: F401  how torch's threads wait
 from torch import Tensor
 
 import dataset
-from evaluation import attention, report, scores
-from evaluation.bootstrap import fractions
+from evaluation import attention, comparison, report, scores
 from evaluation.captioning import SplitReader, reversed_captions, shuffled
 from evaluation.ssv2 import as_text, opposites, template_key
 from features.cache import check_same_features
@@ -30,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     layout = dataset.Layout(args.data)
     made = checkpoint.read(args.checkpoint).config["features"] if args.checkpoint.exists() else None
     records = dataset.usable_records(layout, args.split, args.max_missing, context, made)  # before the models load
+    other = args.compare and comparison.read(args.compare, args.split, records, args.results / "evaluation.json")
     if context.is_main:
         files.check_writable(args.results)  # now, not after an hour's work
     captioner = VideoCaptioner.from_checkpoint(args.checkpoint, context.device, args.llm, args.encoder)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     with Interrupts(at_once=True):
         context.check_equal([record["id"] for record in records], f"{args.split} clips")
         folder = layout.features / args.split
-        result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context))
+        result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context), other)
     if context.is_main:
         write(args, result, layout, captioner)
     context.close()
@@ -64,6 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
     where = "also score where it looks, given labels/boxes.json, and draw that over so many clips, taken at random"
     add("--attention", type=cli.whole, metavar="CLIPS", help=where)
+    add("--compare", type=Path, metavar="JSON", help="another run's evaluation.json: also score the differences to it")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
     add = parser.add_argument_group("running").add_argument
@@ -76,14 +77,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitReader) -> dict[str, Any]:
-    """All that evaluation.json holds of the captions; what that needs is read before the first clip is captioned."""
+def evaluate(
+    args: argparse.Namespace, layout: dataset.Layout, reader: SplitReader, other: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that evaluation.json holds of the captions; what that needs is read before the first clip is captioned.
+
+    `other`: the evaluation.json of a run to compare with.
+    """
     scorer = scores.Scorer(reader.records, layout, args.java_timeout, args.seed)
     pairs = opposites(layout) if args.grounding else {}
     where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
     learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
     labels = sorted(record["label"][0] for record in learnt)
-    ranks = rank_actions(args, labels, reader) if args.actions else []
+    ranks = rank_actions(args, labels, reader) if args.actions else {}
     captions, lies = reader.captions(args.max_new_tokens, args.num_beams), {}
     if args.grounding:
         lies["shuffled"] = reader.captions(args.max_new_tokens, args.num_beams, shuffled(reader.records, args.seed))
@@ -97,18 +103,24 @@ def evaluate(args: argparse.Namespace, layout: dataset.Layout, reader: SplitRead
         return {}
     result = {"split": args.split, **scorer.scores(captions, meteor=not args.no_meteor)}
     if args.actions:
-        result["actions"] = fractions([{"top1": (rank < 1, 1), "top5": (rank < 5, 1)} for rank in ranks], args.seed)
+        result["actions"] = scores.action_scores(list(ranks.values()), args.seed).summary()
     if args.grounding:
         counts = {"most_common_caption": common, "reversed_clips": len(lies["reversed"])}
-        result["grounding"] = {**scorer.grounding(lies, pairs), **counts}
+        result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
     if where:
         result["attention"] = where.scores(looked)
         where.draw(looked, args.results, args.clip_timeout, result["predictions"])
+    per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
+    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
+    for row in result["predictions"]:
+        row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
+    if other:
+        result["compared"] = comparison.compare(result, other, scorer, pairs)
     return result
 
 
-def rank_actions(args: argparse.Namespace, labels: list[str], reader: SplitReader) -> list[int]:
-    """For each clip: how many of all templates are likelier than its own. Raises: UserError where that is unknown."""
+def rank_actions(args: argparse.Namespace, labels: list[str], reader: SplitReader) -> dict[str, int]:
+    """By clip id: the rank of its template, 1 if it is the likeliest of all. Raises: UserError where it has none."""
     # SSv2's templates begin with a capital, its labels do not, and a capital alone costs a text its likelihood:
     # templates are scored as most training labels are written.
     lower = sum(label[:1].islower() for label in labels) * 2 > len(labels)
@@ -122,9 +134,9 @@ def rank_actions(args: argparse.Namespace, labels: list[str], reader: SplitReade
         likelihoods = reader.captioner.log_likelihood(features, list(actions.values()))
         order = likelihoods.argsort(dim=1, descending=True, stable=True)
         own = [list(actions).index(template_key(record["template"])) for record in part]
-        return order.argsort(dim=1)[range(len(own)), own].tolist()
+        return (order.argsort(dim=1)[range(len(own)), own] + 1).tolist()
 
-    return list(reader.each(ranks, "actions").values())
+    return reader.each(ranks, "actions")
 
 
 def caption_reversed(
@@ -146,16 +158,25 @@ def caption_reversed(
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
     """evaluation.json, the page, and the table on the screen."""
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
-    result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, "made_by": provenance.made_by()}
+    made = {"recipe": {**captioner.config, "training": captioner.recipe}, "made_by": provenance.made_by()}
+    result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, **made}
     files.write_json(args.results / "evaluation.json", result)
     page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None
-    report.write_scored_page(page, f"Captions of the {args.split} split", result, layout, captioner.history, copies)
+    title, links = f"Captions of the {args.split} split", [("evaluation.json", "evaluation.json")]
+    report.write_scored_page(page, title, result, layout, captioner.history, copies, links)
+    report.link_pages(args.results)
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
+    if compared := result.get("compared"):
+        counts = ", ".join(f"{compared[change]:,} {change}" for change in ("better", "same", "worse"))
+        other = f"{compared['path']}, {compared['checkpoint']}, epoch {compared['epoch']}"
+        print(files.printable(f"compared with {other}, on {compared['clips']:,} clips: {counts} (by CIDEr)"))
     for row in scores.table(result):
         value = "none" if row["value"] is None else f"{row['value']:.4f}"
         interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
         note = f"  ({row['note']})" if row["note"] else ""
-        print(files.printable(f"{row['group']:<14}  {row['name']:<50}  {value:>8}{interval}{note}"))
+        gain = "" if row["difference"] is None else f"  difference {row['difference']:+.4f}"
+        gain += "" if row["gain_low"] is None else f" [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
+        print(files.printable(f"{row['group']:<14}  {row['name']:<50}  {value:>8}{interval}{gain}{note}"))
     print(f"written: {args.results / 'evaluation.json'}, page: {page}")
 
 

@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"--attention {max(args.attention)}: the Q-Former has {queries} queries, 0 to {queries - 1}"
             )
         models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
-        results = Results(clips, folder, models, args, provenance.made_by(argv))
+        recipe = {"epoch": captioner.epoch, **captioner.config, "training": captioner.recipe}
+        results = Results(clips, folder, models, args, provenance.made_by(argv), recipe)
         with Interrupts(at_once=True):
             try:
                 results.caption(captioner, workers)
@@ -157,6 +158,7 @@ class Results:
     models: dict[str, Path | str]  # where the checkpoint and the two frozen models are
     args: argparse.Namespace
     made_by: dict[str, str | None]
+    recipe: dict[str, Any]  # how the checkpoint was made
     overlays: dict[str, dict[str, str]] = field(default_factory=dict)  # by clip id: files by what they show
     saved: float = 0.0  # when results.json was written last
 
@@ -204,6 +206,7 @@ class Results:
             row["overlays"] = overlays
         if clip.is_windowed:
             row["segments"] = [part._asdict() for part in clip.segments]
+            row["links"] = [(kind, str(Path(clip.name).with_suffix(kind))) for kind in (".srt", ".vtt", ".json")]
             row["failed_windows"] = sum(part.error is not None for part in clip.decoded)
         return row
 
@@ -217,7 +220,9 @@ class Results:
         outcomes = scores.outcomes(answered, self.args.data)
         rows = [self.row(clip) | outcomes.get(clip.id, {}) for clip in self.clips]
         page = self.folder / "index.html"
-        report.write_page(page, "Captions", rows, made_by=self.made_by)
+        links, recipe = [("results.json", "results.json")], {**self.models, **self.recipe}
+        report.write_page(page, "Captions", rows, made_by=self.made_by, links=links, recipe=recipe)
+        report.link_pages(self.args.results)
         done = sum(clip.is_done and not clip.error for clip in self.clips)
         print(f"{done:,} of {len(self.clips):,} videos captioned; see {page}")
 

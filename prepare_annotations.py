@@ -7,9 +7,8 @@ import argparse
 import hashlib
 import random
 import re
-import statistics
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from evaluation import report
 from evaluation.ssv2 import TemplateReader, template_key
 from runtime import cli, files
 from runtime.files import UserError
+from runtime.progress import Progress
 from video import captions, paths
 
 
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the data set's folder; --captions makes it")
     add("--captions", type=Path, nargs="+", metavar="FILE", help=f"captions of your own: {captions.FORMS}")
     add("--videos", type=Path, metavar="FOLDER", help="the videos that --captions names (without: it names features)")
-    add("--seed", type=int, default=0, help="draws the split of the clips for which --captions gives none")
+    add("--seed", type=int, default=0, help="draws the splits that --captions does not give")
     add("--paraphrases", type=Path, help="a file or a folder of parts (default: under --data, then, for SSv2, here)")
     add("--limit", type=cli.count, metavar="N", help="a rehearsal: only the first N clips of each split")
     args = parser.parse_args(argv)
@@ -80,7 +80,7 @@ def labelled(layout: dataset.Layout, limit: int | None) -> dict[str, list[datase
 def caption_lists(records: list[dataset.Record], paraphrases: dict[str, list[str]]) -> list[dataset.Record]:
     """Records whose label is a list: the label or labels, then paraphrases, each once. Clips without are left out."""
     ready = []
-    for record in records:
+    for record in Progress(records, "captions", unit="clip", leave=False):
         label = record.get("label")
         texts = label if isinstance(label, list) else [label if isinstance(label, str) else ""]
         texts = [*texts, *paraphrases.get(record["id"], [])]
@@ -121,7 +121,10 @@ def make_own(args: argparse.Namespace) -> None:
     tell([name for name in names if not found.get(name)], f"clips of the captions are {missing}, and left out")
     tell(sorted(set(videos) - set(found.values())), "videos have no captions, and are left out")
     ids = clip_ids(clips, earlier)
-    splits = settle_splits(args, ids, splits)
+    splits = settle_splits(layout, ids, splits, args.seed)
+    files_of = {place: layout.features / splits[place] / f"{ids[place]}.pt" for place in clips if not args.videos}
+    without = [str(path) for path in files_of.values() if not path.is_file()]
+    tell(without, "clips have no features (N, D) yet, to be written by you")
     file = layout.labels.resolve() / "videos.json"
     folder = args.videos and report.relative(args.videos.resolve(), file)
     # A clip that is left out now keeps its id: its features are never taken for those of another.
@@ -144,7 +147,7 @@ def own_layout(args: argparse.Namespace) -> dataset.Layout:
     args.data.mkdir(parents=True, exist_ok=True)
     layout = dataset.Layout(args.data)
     if layout.own is None and (layout.splits or layout.labels_file("labels.json") or layout.videos.exists()):
-        raise UserError(f"{args.data} holds {layout.name}: name another folder for your own data set with --data")
+        raise UserError(f"{args.data} holds another data set ({layout.name}): name a new folder with --data")
     before = layout.videos if layout.own and layout.own["folder"] else None
     args.videos = args.videos or before
     if before and args.videos.resolve() != before:
@@ -191,40 +194,38 @@ def clip_ids(places: Iterable[str], earlier: dict[str, str]) -> dict[str, str]:
     return {place: ids[paths.plain(place)] for place in places}
 
 
-def settle_splits(args: argparse.Namespace, ids: dict[str, str], splits: dict[str, str]) -> dict[str, str]:
-    """Each clip's split: as given, else that of its features where they are there already, else drawn.
+def settle_splits(layout: dataset.Layout, ids: dict[str, str], given: dict[str, str], seed: int) -> dict[str, str]:
+    """Each clip's split: as given, else that of its features, else that of an earlier run, else drawn.
 
     Features that lie elsewhere in features/, under the clip's id or name, move into their split's folder.
     """
-    folder = args.data / "features"
-    lying = {paths.plain(path.stem): path for path in folder.rglob("*.pt")}
-    found = {place: lying.get(ids[place]) or lying.get(paths.plain(place)) for place in ids}
-    splits = {place: path.parent.name for place, path in found.items() if path} | splits
-    splits = {place: split for place, split in splits.items() if split in dataset.SPLITS}
-    drawn = draw_splits([ids[place] for place in ids if place not in splits], args.seed)
+    lying = {paths.plain(path.stem): path for path in layout.features.rglob("*.pt")}
+    found = {place: path for place in ids if (path := lying.get(ids[place]) or lying.get(paths.plain(place)))}
+    before = {record["id"]: split for split in layout.splits for record in dataset.read_split(layout.data, split)}
+    before |= {ids[place]: path.parent.name for place, path in found.items() if path.parent.name in dataset.SPLITS}
+    splits = {place: before[ids[place]] for place in ids if ids[place] in before} | given
+    drawn = draw_splits([ids[place] for place in ids if place not in splits], splits.values(), seed)
     splits = {place: splits.get(place) or drawn[ids[place]] for place in ids}
     for place, path in found.items():
-        target = folder / splits[place] / f"{ids[place]}.pt"
-        if path and not target.exists():
+        target = layout.features / splits[place] / f"{ids[place]}.pt"
+        if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-    without = [f"{splits[place]}/{ids[place]}.pt" for place, path in found.items() if not (path or args.videos)]
-    tell(without, f"clips have no features (N, D) in {folder} yet")
     return splits
 
 
-def draw_splits(ids: Iterable[str], seed: int) -> dict[str, str]:
-    """About 80 % train, 10 % validation, 10 % test, each clip by its id and the seed alone: more clips move none.
+def draw_splits(ids: Iterable[str], others: Iterable[str], seed: int) -> dict[str, str]:
+    """Splits for clips that have none, so that with the `others` a tenth each is validation and test.
 
-    Only where a split would be empty, it gets a clip of the largest one.
+    That is one at least, as long as one is left to train.
     """
-    at = {clip_id: random.Random(f"{seed} {clip_id}").random() for clip_id in ids}
-    drawn = {clip_id: "train" if x < 0.8 else "validation" if x < 0.9 else "test" for clip_id, x in at.items()}
-    for split in dataset.SPLITS if len(drawn) > 1 else ():
-        largest = statistics.mode(drawn.values())
-        if split not in drawn.values() and list(drawn.values()).count(largest) > 1:
-            drawn[max((i for i in drawn if drawn[i] == largest), key=at.get)] = split
-    return drawn
+    left = sorted(ids, key=lambda clip_id: random.Random(f"{seed} {clip_id}").random())
+    count, drawn = Counter(others), {}
+    wanted = max(1, round((len(left) + count.total()) / 10))
+    for split in ("validation", "test"):
+        for _ in range(min(wanted - count[split], len(left) - (count["train"] == 0))):
+            drawn[left.pop()] = split
+    return drawn | dict.fromkeys(left, "train")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def write_failures(failures: Failures, layout: dataset.Layout, splits: dict[str,
         files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{len(rows)} clips of {split} failed: {path}; they are tried again when this is run again")
         for row in rows[:NAMED]:
-            print(f"  {row['id']}: {files.printable(row['reason'])}")
+            print(files.printable(f"  {layout.source(row['id']) or row['id']}: {row['reason']}"))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from features import cache
 from models import card, checkpoint, pretrained
 from models import language_model as language
 from models.video_files import CaptionsFiles
-from runtime import cli, progress
+from runtime import cli
 from runtime.files import UserError
+from runtime.progress import Progress
 
 Device = str | torch.device | None  # None: a GPU where there is one
 Captions = Sequence[str] | Sequence[Sequence[str]]  # one a clip, or a list for each
@@ -338,8 +339,6 @@ class VideoCaptioner(
         """
         models = {key: arguments.pop(key, None) for key in ("device", "llm", "encoder")}
         arguments["allow_patterns"] = ["config.json", "model.safetensors"]  # no code is fetched
-        arguments.setdefault("tqdm_class", progress.Progress)
+        arguments.setdefault("tqdm_class", Progress)
         inspect.signature(snapshot_download).bind(name, **arguments)
-        with progress.scope():
-            folder = name if Path(name).exists() else snapshot_download(name, **arguments)
-        return cls.from_checkpoint(folder, **models)
+        return cls.from_checkpoint(name if Path(name).exists() else snapshot_download(name, **arguments), **models)

@@ -84,7 +84,7 @@ class Run:
         sizes = {"dim": lm.get_input_embeddings().embedding_dim, "visual_dim": first.values.shape[-1]}
         sizes |= {key: value for key in QFORMER if (value := getattr(args, key)) is not None}
         config = {"features": made and made.to_dict(), "caption_space": not args.published_captions}
-        config |= {"data": getattr(self.layout, "name", None), "trained_by": provenance.made_by()}
+        config |= {"data": self.layout.name, "trained_by": provenance.made_by()}
         if start is not None:
             before = start.config
             checkpoint.check_sizes(before, sizes, path)

@@ -57,7 +57,8 @@ class SplitReader:
 
     def captions(self, max_new_tokens: int, num_beams: int = 1, sources: dict | None = None) -> dict[str, str]:
         """Captions by clip id; `sources` as in `each`."""
-        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), "captions", sources)
+        desc = "shuffled" if sources else "captions"
+        return self.each(lambda _, x: self.captioner.generate(x, max_new_tokens, num_beams), desc, sources)
 
     @torch.no_grad()
     def loss_and_captions(self, max_new_tokens: int) -> tuple[float, dict[str, str]]:

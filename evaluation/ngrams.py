@@ -13,7 +13,7 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.bootstrap import MIDDLE, resampled_sums
+from evaluation.bootstrap import Resampled, resampled_sums
 
 Captions = Mapping[str, str]  # by clip id
 References = Mapping[str, Sequence[str]]
@@ -35,7 +35,8 @@ def ngram_scores(
     Intervals: 95 % of bootstrap resamples of the clips, for BLEU from their counts (it is no mean of clips).
 
     Returns "tokenizer"; "notes" for the user, of what was left out and why; "metrics" by name, METEOR None without
-    Java; their "intervals" [low, high], None for METEOR, which is no mean of clips; "per_clip" scores by name and id.
+    Java; their "intervals" [low, high], None for METEOR, which is no mean of clips; "per_clip" scores by name and id;
+    "resampled", the metrics over the resamples.
     """
     from evaluation import coco  # training, which scores without METEOR, is far from Java until an epoch ends
 
@@ -51,14 +52,15 @@ def ngram_scores(
         except coco.JavaError as error:
             notes.append(f"{error}: METEOR is left out")
     sums = resampled_sums(np.column_stack([counts, rouge, cider]), seed)  # the same resamples for all scores
-    resampled = np.column_stack([_bleu(sums[:, :10]), sums[:, 10:] / len(captions)])
-    intervals = dict(zip((*BLEU, "ROUGE_L", "CIDEr"), np.quantile(resampled, MIDDLE, axis=0).T.tolist(), strict=True))
+    columns = np.column_stack([_bleu(sums[:, :10]), sums[:, 10:] / len(captions)]).T
+    resampled = Resampled(metrics, {"METEOR": None, **dict(zip((*BLEU, "ROUGE_L", "CIDEr"), columns, strict=True))})
     return {
         "tokenizer": tokenizer,
         "notes": notes,
         "metrics": metrics,
-        "intervals": {name: intervals.get(name) for name in metrics},
+        "intervals": resampled.summary()["intervals"],
         "per_clip": {name: dict(zip(references, scores, strict=True)) for name, scores in per_clip.items()},
+        "resampled": resampled,
     }
 
 

@@ -22,6 +22,8 @@ from runtime import files, provenance
 Row = Mapping[str, Any]
 # Of each curve: panel, name, colour (page.html.j2 puts its theme's in its place), line.
 CURVES = files.read_json(Path(__file__).with_name("curves.json"), "the curves")
+# The pages of a results folder.
+PAGES = {"Evaluation": "index.html", "Inference": "inference/index.html", "Training": "training/index.html"}
 
 
 def write_page(
@@ -32,27 +34,40 @@ def write_page(
     scores: Sequence[Row] = (),
     made_by: Mapping[str, str | None] | None = None,
     confused: Sequence[Sequence[Any]] = (),
+    links: Sequence[tuple[str, str]] = (),
+    recipe: Row | None = None,
+    compared: Row | None = None,
 ) -> None:
     """Write one self-contained HTML page: curves, scores, and a gallery of clips beside their captions.
 
     clips: dicts of "id" and, each where there is one: "prediction", "references" (list), "video" (as `relative` gives
-      it), "template", "outcome" ("exact", "template" or "wrong"), "score", "segments" (list of {"start", "end"
-      (seconds), "caption"}), "error" (why a clip has no caption), "warning" (what is wrong with one that has).
+      it), "overlays" (such paths by what they show), "template", "read" (the template read from the prediction),
+      "outcome" ("exact", "template" or "wrong"), "score", "segments" (list of {"start", "end" (seconds), "caption"}),
+      "error" (why a clip has no caption), "warning" (what is wrong with one that has), "source" (where its user's
+      video lies), "links" (as below), "compared" (as `comparison.compare` gives it).
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
     scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
     made_by: as provenance.made_by gives it; confused: (true template, predicted one, count) rows, most frequent first.
+    links: (text, path as `relative` gives it); recipe: how the checkpoint was made; compared: of evaluation.json.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     page.filters |= {"shown": lambda text: files.printable(text or ""), "address": _address}
     content = {"title": title, "clips": clips, "scores": scores, "made_by": made_by, "confused": confused}
+    content |= {"links": links, "recipe": recipe or {}, "compared": compared}
     content |= {"points": curve_points(history), "svg": _svg(history) if history else ""}
     files.write_text(path, page.get_template("page.html.j2").render(content))
 
 
 def write_scored_page(
-    page: Path, title: str, result: Row, layout: Layout, history: Sequence[Row], copies: Path | None = None
+    page: Path,
+    title: str,
+    result: Row,
+    layout: Layout,
+    history: Sequence[Row],
+    copies: Path | None = None,
+    links: Sequence[tuple[str, str]] = (),
 ) -> None:
     """The page of what evaluation.json holds (`result`); `copies` is a folder to copy the videos into, to move both."""
     clips = []
@@ -62,9 +77,27 @@ def write_scored_page(
             copy = copies / f"{row['id']}{video.suffix}"  # own videos in two folders may share a name
             files.copy(video, copy)
             video = copy
-        clips.append({**row, "score": row["CIDEr"], "video": video and relative(video, page)})
-    made_by, confused = result["made_by"], result.get("ssv2", {}).get("confused", ())
-    write_page(page, title, clips, history, table(result), made_by, confused)
+        own = {"score": row["CIDEr"], "video": video and relative(video, page), "source": layout.source(row["id"])}
+        clips.append({**row, **own})
+    if compared := result.get("compared"):
+        near = Path(compared["path"]).with_name("index.html")
+        other = relative(near if near.is_file() else compared["path"], page)
+        links = [*links, ("the run that it is compared with", other)]
+    made = {name: result[name] for name in ("checkpoint", "epoch") if name in result} | result.get("recipe", {})
+    confused, more = result.get("ssv2", {}).get("confused", ()), {"recipe": made, "compared": compared}
+    write_page(page, title, clips, history, table(result), result["made_by"], confused, links, **more)
+
+
+def link_pages(results: Path) -> None:
+    """Have the pages of a results folder that are there link to each other, also to those that were made later."""
+    there = {name: results / place for name, place in PAGES.items() if (results / place).is_file()}
+    for page in there.values():
+        links = [(name, quote(relative(other, page)), other == page) for name, other in there.items()]
+        marked = [f'<a href="{place}"{" aria-current=page" * here}>{name}</a>' for name, place, here in links]
+        before = page.read_text(encoding="utf-8", errors="replace")
+        after = re.sub("(?s)(?<=<!--pages-->).*?(?=<!--/pages-->)", " ".join(marked), before, count=1)
+        if after != before:
+            files.write_text(page, after)
 
 
 def write_training_page(results: Path, history: Sequence[Row], records: list[Record], layout: Layout) -> str:
@@ -75,7 +108,9 @@ def write_training_page(results: Path, history: Sequence[Row], records: list[Rec
     kept = [record for record in records if record["id"] in said]
     scored = Scorer(kept, layout).scores({record["id"]: said[record["id"]] for record in kept}, meteor=False)
     result = {**scored, "made_by": provenance.made_by()}
-    write_scored_page(page, f"Training, epoch {epoch}", result, layout, history)
+    links = [(name, f"../{name}") for name in (curves.name, f"validation_epoch_{epoch}.json")]
+    write_scored_page(page, f"Training, epoch {epoch}", result, layout, history, links=links)
+    link_pages(results)
     return f"curves: {curves}, page: {page}"
 
 

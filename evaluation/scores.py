@@ -5,7 +5,7 @@ from typing import Any
 
 from dataset import Layout, Record, read_templates
 from evaluation import ngrams
-from evaluation.bootstrap import fractions
+from evaluation.bootstrap import Resampled, resampled_fractions
 from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores, template_key
 from runtime import files
 from runtime.progress import Progress
@@ -28,8 +28,8 @@ class Scorer:
 
     def scores(self, predictions: dict[str, str], meteor: bool = True) -> dict[str, Any]:
         """The n-gram scores, SSv2's own, and each clip's: all of evaluation.json that comes from captions alone."""
-        result, clips = {"clips": len(predictions), **self._ngrams(predictions, meteor)}, {}
-        ciders = result.pop("per_clip")["CIDEr"]
+        result, clips = {"clips": len(predictions), **self.ngrams(predictions, meteor)}, {}
+        ciders, _ = result.pop("per_clip")["CIDEr"], result.pop("resampled")
         if self.reader is not None:
             result["ssv2"] = ssv2_scores(predictions, self.records, self.reader, self.seed)
             clips = result["ssv2"].pop("per_clip")
@@ -41,31 +41,37 @@ class Scorer:
                 "template": record.get("template"),
                 "CIDEr": ciders[key],
                 "outcome": clips[key]["outcome"] if clips else None,
+                "read": clips[key]["read"] if clips else None,
             }
             for key, record in self.records.items()
         ]
         return result
 
-    def _ngrams(self, predictions: dict[str, str], meteor: bool) -> dict[str, Any]:
+    def ngrams(self, predictions: dict[str, str], meteor: bool) -> dict[str, Any]:
+        """`ngrams.ngram_scores` of captions against these clips' references."""
         references = {clip_id: self.records[clip_id]["label"] for clip_id in predictions}
         with Progress(total=len(references), desc="scoring", unit="caption", leave=False) as bar:
             found = ngrams.ngram_scores(predictions, references, meteor, self.timeout, self.seed)
             bar.update(len(references))
         return found
 
-    def grounding(self, captions: dict[str, dict[str, str]], pairs: dict[str, str]) -> dict[str, Any]:
+    def grounding(self, captions: dict[str, dict[str, str]], pairs: dict[str, str]) -> Resampled:
         """CIDEr of captions by their name, and of the "reversed" clips' whether they tell the opposite (in `pairs`)."""
         flips = []
         for clip_id, caption in captions["reversed"].items() if self.reader else ():
             opposite = pairs[template_key(self.records[clip_id]["template"])]
             flips.append({"reversal_flips": (template_key(self.reader.read(caption).template) == opposite, 1)})
-        found = fractions(flips, self.seed) if flips else {"intervals": {}}
+        found = resampled_fractions(flips, self.seed) if flips else Resampled({}, {})
         for name, said in captions.items():
             if said:
-                scores = self._ngrams(said, meteor=False)
-                found[f"CIDEr_{name}"] = scores["metrics"]["CIDEr"]
-                found["intervals"][f"CIDEr_{name}"] = scores["intervals"]["CIDEr"]
+                some, key = self.ngrams(said, meteor=False)["resampled"], f"CIDEr_{name}"
+                found.scores[key], found.resamples[key] = some.scores["CIDEr"], some.resamples["CIDEr"]
         return found
+
+
+def action_scores(ranks: list[int], seed: int = 0) -> Resampled:
+    """How often a clip's own template is the likeliest (rank 1) of all, and among the five likeliest."""
+    return resampled_fractions([{"top1": (rank <= 1, 1), "top5": (rank <= 5, 1)} for rank in ranks], seed)
 
 
 # Of each score: section of evaluation.json, group, key, name, note. CIDEr stands again beside those it has to beat.
@@ -73,18 +79,24 @@ TABLE = files.read_json(Path(__file__).with_name("table.json"), "the table of sc
 
 
 def table(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a score of evaluation.json: group, name, value, its 95 % interval (low, high; or None), note."""
+    """A row a score of evaluation.json: group, name, value, its 95 % interval (low, high; or None), note.
+
+    With another run's to compare with: "difference", and its interval, "gain_low" and "gain_high"; or None.
+    """
     metrics = {**result["metrics"], "intervals": result["intervals"]}
     # Scores of another tokenizer, or without METEOR, are not those of a paper: the table says so where they stand.
     notes = {"Bleu_1": f"of {result['tokenizer']}"} if result["tokenizer"] != ngrams.PTB else {}
     if metrics["METEOR"] is None:
         notes["METEOR"] = "; ".join(result["notes"]) or "left out"
-    rows = []
+    rows, compared = [], result.get("compared", {})
     for section, group, key, name, note in TABLE:
         scores = metrics if key in metrics else result.get(section, {})
+        gains = compared.get("metrics" if key in metrics else section, {"intervals": {}})
         if section in result and key in scores:
             low, high = scores["intervals"].get(key) or (None, None)
             row = {"group": group, "name": name, "value": scores[key], "low": low, "high": high}
+            low, high = gains["intervals"].get(key) or (None, None)
+            row |= {"difference": gains.get(key), "gain_low": low, "gain_high": high}
             rows.append({**row, "note": note.format(**scores) if note else notes.get(key)})
     return rows
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from runtime import progress
 from runtime.files import UserError
 
 
@@ -57,8 +56,7 @@ def load(from_pretrained: Callable[..., Any], name: str, what: str, flag: str, *
     logging.disable_progress_bar()
     try:
         # A checkpoint names its models: code that comes with one is not run, nor is the user asked.
-        with progress.scope():
-            return from_pretrained(name, trust_remote_code=False, **settings)
+        return from_pretrained(name, trust_remote_code=False, **settings)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and the hub raise whatever they meet

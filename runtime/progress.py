@@ -49,7 +49,8 @@ class Progress(tqdm):
 
     def _tell_now_and_then(self) -> None:
         while not self._ended.wait(self.interval):
-            self._tell()
+            is_all = self.total and self.n == self.total  # the hub leaves some of its bars open
+            self.close() if is_all else self._tell()
 
     def _tell(self) -> None:
         """What is done of all, the rate, the time left or taken, and the postfix, in one write."""
@@ -59,7 +60,11 @@ class Progress(tqdm):
         parts = [f"{counts}{things}" + (f" ({100 * self.n / self.total:.1f} %)" if self.total else "")]
         if done:
             fast = rate >= 1 or self.unit_scale
-            parts.append(f"{self._amount(round(rate, 1))}{things}/s" if fast else f"{1 / rate:.1f} s/{self.unit}")
+            parts.append(
+                f"{self._amount(round(rate, 1 if rate < 100 else None))}{things}/s"
+                if fast
+                else f"{1 / rate:.1f} s/{self.unit}"
+            )
         if self._ended.is_set() or not done or not self.total:
             parts.append(f"{duration(seconds)} {'in all' if self._ended.is_set() else 'so far'}")
         else:
@@ -72,17 +77,6 @@ class Progress(tqdm):
 
     def _amount(self, number: float) -> str:
         return tqdm.format_sizeof(number, self.unit) if self.unit_scale else f"{number:,}"
-
-
-@contextlib.contextmanager
-def scope() -> Iterator[None]:
-    """Bars that are opened in here end with it: the hub leaves some of its own open."""
-    before = set(Progress._instances)
-    try:
-        yield
-    finally:
-        for bar in set(Progress._instances) - before:
-            bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Threads of torch that wait asleep. Import this before torch: OpenMP reads the environment once, when it is loaded.
+"""What comes before torch: threads that wait asleep (OpenMP reads the environment as it is loaded), and a first line.
 
 A loop that torch shares among its threads ends when the last of them is done, and those that wait for it spin: for
 milliseconds by default, which costs nothing on a quiet machine. On a busy one, the thread that is waited for has lost

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+import dataset
 import evaluate
 import train
 from qformer import VideoCaptioner
@@ -45,6 +46,50 @@ def test_evaluation_holds_all_that_was_promised(run, tmp_path, capsys):
     assert "evaluate" in (tmp_path / "index.html").read_text() or (tmp_path / "index.html").stat().st_size > 5000
     said = capsys.readouterr().out
     assert "CIDEr, features shuffled" in said and "METEOR" in said and "left out" in said
+
+
+def test_a_run_is_compared_with_another_and_with_itself(run, tmp_path, capsys, without_java, monkeypatch):
+    words = ["--actions", "--grounding"]
+    evaluate.main(flags(run, tmp_path / "old", *words))
+    old = json.loads((tmp_path / "old" / "evaluation.json").read_text())
+    assert all(1 <= row["rank"] <= 6 and isinstance(row["shuffled"], str) for row in old["predictions"])
+    assert old["actions"]["top1"] == sum(row["rank"] == 1 for row in old["predictions"]) / 5
+    for name in ("same", "other"):
+        if name == "other":
+            said = [record["label"][0] for record in dataset.read_ready(run / "data", "validation")]
+            monkeypatch.setattr(VideoCaptioner, "generate", lambda *_, said=said: said)
+        assert evaluate.main(flags(run, tmp_path / name, *words, "--compare", str(tmp_path / "old"))) == 0
+        new = json.loads((tmp_path / name / "evaluation.json").read_text())
+        compared, said = new["compared"], capsys.readouterr().out
+        assert (compared["clips"], compared["epoch"], compared["made_by"]) == (5, 1, old["made_by"])
+        assert compared["checkpoint"] == old["checkpoint"] and compared["path"].endswith("evaluation.json")
+        gain = new["metrics"]["ROUGE_L"] - old["metrics"]["ROUGE_L"]
+        assert compared["metrics"]["ROUGE_L"] == pytest.approx(gain, abs=1e-12) and (gain == 0) == (name == "same")
+        assert "on 5 clips" in said and f"difference {gain:+.4f}" in said
+        assert 'href="../old/index.html"' in (tmp_path / name / "index.html").read_text()
+        assert {"CIDEr_shuffled", "CIDEr_most_common"} <= set(compared["grounding"]) and "top1" in compared["actions"]
+    captions = {row["id"]: row["prediction"] for row in old["predictions"]}
+    assert {row["id"]: row["compared"]["prediction"] for row in new["predictions"]} == captions
+
+
+def test_what_cannot_be_compared_is_told_before_the_models_load(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(VideoCaptioner, "from_checkpoint", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "evaluation.json").write_text('{"split": "test", "predictions": []}')
+    for place, error in ((tmp_path, "this run writes"), (tmp_path / "none.json", "there is no file")):
+        with pytest.raises(UserError, match=error):
+            evaluate.main(flags(run, tmp_path, "--compare", str(place)))
+    with pytest.raises(UserError, match="'test' split, this run of 'validation'"):
+        evaluate.main(flags(run, tmp_path / "new", "--compare", str(tmp_path / "evaluation.json")))
+
+
+def test_the_checkpoints_recipe_is_in_evaluation_json_and_on_the_page(run, tmp_path):
+    evaluate.main(flags(run, tmp_path, "--no-meteor"))
+    recipe = json.loads((tmp_path / "evaluation.json").read_text())["recipe"]
+    captioner = VideoCaptioner.from_checkpoint(run / "checkpoint.pt")
+    assert recipe["llm"] == captioner.config["llm"] and recipe["qformer"]["num_queries"] == 4
+    assert recipe["training"] == captioner.recipe
+    page = (tmp_path / "index.html").read_text()
+    assert "<span>num queries 4</span>" in page and 'href="evaluation.json"' in page
 
 
 def test_predictions_are_the_captioners_own(run, tmp_path):

@@ -55,7 +55,7 @@ class Namer(CaptionsFiles):
 
     def __init__(self, trained: Path):
         self.encoder = VideoEncoder(trained / "encoder", frames=4)
-        self.config = {"llm": "none", "features": {"encoder": "none"}}
+        self.config, self.epoch, self.recipe = {"llm": "none", "features": {"encoder": "none"}}, 7, {"lr": 0.002}
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
         return clips.float().mean(dim=(1, 3, 4))  # (B, 3)

@@ -265,17 +265,15 @@ def test_the_folder_moves_together_with_its_videos_and_another_drive_is_named_wh
 # ---- splits ----
 
 
-def test_splits_are_drawn_by_the_seed_and_more_clips_move_none():
-    ids = [f"clip{i}" for i in range(4000)]
-    drawn = prepare_annotations.draw_splits(ids, 0)
-    shares = {split: list(drawn.values()).count(split) / len(ids) for split in dataset.SPLITS}
-    assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.02)
-    assert prepare_annotations.draw_splits(ids[:2000], 0).items() <= drawn.items()
-    assert prepare_annotations.draw_splits(ids, 1) != drawn
-    for count in range(3, 30):
-        for seed in range(20):
-            assert set(prepare_annotations.draw_splits(ids[:count], seed).values()) == set(dataset.SPLITS)
-    assert len(prepare_annotations.draw_splits(ids[:1], 0)) == 1 and prepare_annotations.draw_splits([], 0) == {}
+def test_a_tenth_each_is_drawn_for_validation_and_test_by_the_seed():
+    draw, ids = prepare_annotations.draw_splits, [f"clip{i}" for i in range(200)]
+    for count, expected in ((200, [160, 20, 20]), (30, [24, 3, 3]), (3, [1, 1, 1]), (2, [1, 1, 0]), (1, [1, 0, 0])):
+        drawn = draw(ids[:count], [], 0)
+        assert [list(drawn.values()).count(split) for split in dataset.SPLITS] == expected
+        assert drawn == draw(ids[:count][::-1], [], 0)
+    assert draw(ids, [], 1) != draw(ids, [], 0) and draw([], ["train"], 0) == {}
+    assert draw(["new"], ["train"] * 9 + ["validation"], 0) == {"new": "test"}
+    assert draw(["new"], ["train"] * 8 + ["validation", "test"], 0) == {"new": "train"}
 
 
 def test_splits_as_given_in_many_words_and_drawn_where_there_is_none(tmp_path):
@@ -411,7 +409,7 @@ def test_another_data_set_is_never_written_over(tmp_path, kind):
     before = sorted(data.rglob("*"))
     path = captions_file(tmp_path / "c.csv", "csv", [("a.mp4", ["x"], "train")])
     with pytest.raises(
-        UserError, match=f"holds {'sample' if kind == 'sample' else 'Something-Something V2'}: name another"
+        UserError, match=f"holds another data set .{'sample' if kind == 'sample' else 'Something-Something V2'}.: name"
     ):
         prepare(data, "--videos", touch(tmp_path / "films", "a.mp4"), "--captions", path)
     assert sorted(data.rglob("*")) == before
@@ -448,9 +446,9 @@ def test_a_second_run_with_more_clips_keeps_what_is_cached(tmp_path, capsys):
     rows = [(f"clip {i}.mp4", ["x"], "") for i in range(12)]
     layout = own(tmp_path, rows[:8])
     first = {i: split for split in dataset.SPLITS for i in ready(layout.data, split)}
-    for clip_id, split in first.items():
+    for clip_id, split in [*first.items()][:5]:
         touch(layout.features, f"{split}/{clip_id}.pt")
-    layout = own(tmp_path, rows)
+    layout = own(tmp_path, rows, None, "--seed", 7)
     again = {i: split for split in dataset.SPLITS for i in ready(layout.data, split)}
     assert first.items() <= again.items() and len(again) == 12
     capsys.readouterr()
@@ -547,9 +545,9 @@ def test_features_in_a_splits_folder_decide_the_split_and_missing_ones_are_told(
     layout = prepare(data, "--captions", featured, "--seed", 3)
     assert {layout.source(clip_id) for clip_id in ready(data, "validation")} >= {f"Film {i}" for i in range(6, 11)}
     said = capsys.readouterr().out
-    assert f"1 clips have no features (N, D) in {features} yet: " in said
-    name = said.partition("yet: ")[2].splitlines()[0]
-    cache.save(features / name, cache.Packed(tiny.tokens(6, 16)))
+    name = said.partition("1 clips have no features (N, D) yet, to be written by you: ")[2].splitlines()[0]
+    cache.save(name, cache.Packed(tiny.tokens(6, 16)))
+    assert Path(name).parent.parent == features
     prepare(data, "--captions", featured)
     assert "no features" not in capsys.readouterr().out
     shutil.rmtree(features / "train")

@@ -236,7 +236,7 @@ def test_mistakes_are_one_line_with_exit_code_2_and_overwrite_nothing(data, mode
     run_train(data, models, tmp_path, epochs=1, save_every=1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     cases = [
-        ({"data": tmp_path / "nowhere"}, "no dataset"),
+        ({"data": tmp_path / "nowhere"}, "no data set"),
         ({"num_queries": 5}, "another shape"),
         ({"llm": tmp_path / "no-model"}, "does not load"),
         ({"num_heads": 3}, "--num-heads"),

@@ -21,7 +21,7 @@ def outcomes_shown(page):
 
 
 def choose(page, outcome):
-    page.locator(f"#chips button.{outcome}").click()
+    page.locator(f"#outcomes button.{outcome}").click()
 
 
 # ---- clips play ----
@@ -98,7 +98,7 @@ def test_search_finds_all_words_in_any_order_and_says_how_many(visit):
 
 def test_filters_by_outcome_and_template_narrow_together(visit):
     page = visit()
-    assert page.locator("#chips button").all_text_contents() == [
+    assert page.locator("#outcomes button").all_text_contents() == [
         "all 120",
         "● exact 48",
         "◐ same template 48",
@@ -108,7 +108,7 @@ def test_filters_by_outcome_and_template_narrow_together(visit):
     assert ids(page) == [str(1000 + i) for i in range(120) if i % 5 == 2] and outcomes_shown(page) == {"○ wrong"}
     page.select_option("#template", TEMPLATES[1])
     assert ids(page) == [str(1000 + i) for i in range(120) if i % 5 == 2 and i % 3 == 1]
-    assert page.locator("#chips button[aria-pressed=true]").all_text_contents() == ["○ wrong 24"]
+    assert page.locator("#outcomes button[aria-pressed=true]").all_text_contents() == ["○ wrong 24"]
     assert set(page.locator("#cards .template-name").all_text_contents()) == {TEMPLATES[1]}
 
 
@@ -128,7 +128,7 @@ def test_a_template_chosen_in_its_table_filters_the_gallery(visit):
     page.click("#by-template summary")
     row = page.locator("#by-template tbody tr").nth(1)
     row.locator("td.value").first.wait_for()  # the table is made when it is opened
-    assert row.locator("td.value").all_text_contents() == ["40 %", "40"]
+    assert row.locator("td.value").all_text_contents() == ["40 %", "80 %", "40"]
     assert row.locator(".mix").get_attribute("aria-label") == "exact 16, same template 16, wrong 8"
     row.locator("button").click()
     assert page.text_content("#count") == "40 of 120 clips" and page.input_value("#template") == TEMPLATES[1]

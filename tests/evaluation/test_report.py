@@ -39,6 +39,8 @@ def page_of(tmp_path, clips, **more):
     return text, parsed, json.loads(parsed.scripts["data"])
 
 
+COMPARED = {"path": "other/evaluation.json", "checkpoint": "c.pt", "epoch": 2, "clips": 3, "made_by": None}
+
 # ---- the page ----
 
 
@@ -61,12 +63,17 @@ def test_title_command_score_names_and_templates_are_escaped(tmp_path):
         title="<dfn>&\x1b[31m",
         made_by={"command": "x --y '<i>'", "commit": None},
         scores=[{"name": "<u>", "value": 1.0, "note": "<s>", "group": "<tt>"}],
-        confused=[("<em>", "<q>", 3), ("<em>", None, 1)],
+        confused=[("<em>", '"><q>', 3), ("<em>", None, 1)],
+        links=[("<samp>", "a b/'<var>'.json")],
+        recipe={"<sub>": "<sup>", "settings": {"<small>": "<big>", "lr": 0.1}},
+        compared={**COMPARED, "path": "<code>", "checkpoint": "<pre>", "made_by": {"commit": "<ins>"}},
     )
-    assert {"dfn", "u", "s", "tt", "em", "q"}.isdisjoint(parsed.elements)
+    bad = {"dfn", "u", "s", "tt", "em", "q", "samp", "var", "sub", "sup", "small", "big", "code", "pre", "ins"}
+    assert bad.isdisjoint(parsed.elements)
+    assert 'href="a%20b/%27%3Cvar%3E%27.json">&lt;samp&gt;</a>' in text and "lr 0.1" in text
     assert "<h1>&lt;dfn&gt;&amp;\N{REPLACEMENT CHARACTER}[31m</h1>" in text
     assert "x --y &#39;&lt;i&gt;&#39;" in text and "&lt;em&gt;" in text
-    assert "<td>no template</td>" in text
+    assert 'data-read="&#34;&gt;&lt;q&gt;"' in text and "→</span> no template</button>" in text
 
 
 def test_what_could_hide_or_reverse_a_caption_becomes_visible(tmp_path):
@@ -272,5 +279,68 @@ def test_a_scored_page_points_at_the_videos_or_at_copies_of_them(tmp_path):
         text = page.read_text()
         clips = json.loads(Scripts(text).scripts["data"])
         assert clips[0]["video"] == video and clips[0]["score"] == 2.0 and "video" not in clips[1]
-        assert "1.000 – 1.500" in text and "<td>Down</td>" in text and "python evaluate.py<" in text and "<svg" in text
+        parts = ("1.000 – 1.500", "→</span> Down</button>", "python evaluate.py<", "<svg")
+        assert [part for part in parts if part not in text] == []
     assert (tmp_path / "results" / "videos" / "1.webm").read_bytes() == b"video"
+
+
+def test_a_scored_page_shows_where_own_videos_lie_and_links_to_the_run_that_it_is_compared_with(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(dataset.Layout, "source", lambda _, clip_id: f"holiday #{clip_id}/ä.mov")
+    result = {
+        "predictions": [{"id": "1", "prediction": "x", "CIDEr": 2.0, "outcome": "wrong", "read": None}],
+        "tokenizer": "PTB",
+        "notes": [],
+        "metrics": {"CIDEr": 1.25, "METEOR": None},
+        "intervals": {"CIDEr": [1.0, 1.5]},
+        "made_by": {"command": "python evaluate.py", "commit": None},
+        "compared": {**COMPARED, "path": str(tmp_path / "old" / "evaluation.json")},
+        "recipe": {"checkpoint": "c.pt", "data": None, "training": {"lr": 0.002}},
+    }
+    page = tmp_path / "results" / "index.html"
+    layout = dataset.Layout(tmp_path / "data")
+    report.write_scored_page(page, "T", result, layout, (), links=[("evaluation.json", "evaluation.json")])
+    assert re.findall('href="([^#"]*)"', page.read_text())[1:] == ["evaluation.json", "../old/evaluation.json"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "index.html").touch()
+    report.write_scored_page(page, "T", result, layout, ())
+    text = page.read_text()
+    assert 'href="../old/index.html"' in text and "<span>lr 0.002</span>" in text and "<dt>data</dt>" not in text
+    clips = json.loads(Scripts(text).scripts["data"])
+    assert clips[0]["source"] == "holiday #1/ä.mov" and clips[0]["read"] == ""
+
+
+# ---- pages that reach each other ----
+
+
+def nav(page):
+    return re.findall('<a href="([^"]*)"( aria-current=page)?>([^<]*)</a>', page.read_text().split("</nav>")[0])
+
+
+def test_pages_link_to_those_that_are_there_in_whatever_order_they_are_made(tmp_path):
+    pages = [tmp_path / place for place in ("training/index.html", "index.html", "inference/index.html")]
+    hostile = "<!--pages--> <!--/pages-->"  # captions cannot take the links' place
+    for page in pages:
+        report.write_page(page, hostile, [{"id": hostile}])
+        report.link_pages(tmp_path)
+    assert nav(pages[1]) == [
+        ("index.html", " aria-current=page", "Evaluation"),
+        ("inference/index.html", "", "Inference"),
+        ("training/index.html", "", "Training"),
+    ]
+    assert [place for place, *_ in nav(pages[0])] == ["../index.html", "../inference/index.html", "index.html"]
+    for page in pages:
+        assert all((page.parent / place).is_file() for place, *_ in nav(page))
+        assert page.read_text().count("&lt;!--pages--&gt;") == 2  # in title and heading
+    pages[2].unlink()
+    report.link_pages(tmp_path)
+    assert [name for *_, name in nav(pages[0])] == ["Evaluation", "Training"]
+
+
+def test_what_is_no_page_of_ours_is_left_as_it_is(tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "index.html").write_bytes(b"\xff\r\n<h1>mine</h1>")
+    report.write_page(tmp_path / "index.html", "T", [{"id": "1"}])
+    report.link_pages(tmp_path)
+    assert (tmp_path / "training" / "index.html").read_bytes() == b"\xff\r\n<h1>mine</h1>"
+    report.link_pages(tmp_path / "nothing")

@@ -29,6 +29,7 @@ def test_right_captions_have_full_scores_and_each_clip_its_outcome(world):
     result = Scorer(records, layout).scores(right(records), meteor=False)
     assert result["ssv2"]["exact_match"] == result["ssv2"]["template_accuracy"] == 1.0
     assert [row["outcome"] for row in result["predictions"]] == ["exact"] * 5
+    assert [row["read"] for row in result["predictions"]] == [record["template"] for record in records]
     assert [row["template"] for row in result["predictions"]] == [record["template"] for record in records]
     alone = ngrams.ngram_scores(right(records), {record["id"]: record["label"] for record in records})
     assert result["metrics"] == alone["metrics"] and result["intervals"] == alone["intervals"]
@@ -49,16 +50,16 @@ def test_reversed_clips_are_scored_beside_the_same_clips_forwards(world):
     pairs = {"moving something up": "moving something down"}
     scorer = Scorer(records, layout)
     forwards = {key: predictions[key] for key in moved}
-    found = scorer.grounding({"shuffled": None, "reversed": backwards, "forwards": forwards}, pairs)
+    found = scorer.grounding({"shuffled": None, "reversed": backwards, "forwards": forwards}, pairs).summary()
     references = {record["id"]: record["label"] for record in records}
     few = {clip_id: references[clip_id] for clip_id in moved}
     for name, captions in (("reversed", backwards), ("forwards", forwards)):
         assert found[f"CIDEr_{name}"] == ngrams.ngram_scores(captions, few)["metrics"]["CIDEr"]
     assert found["reversal_flips"] == 1.0 and "CIDEr_shuffled" not in found
     half = {**backwards, moved[0]: "moving a red ball up"}  # as if it were not reversed
-    flips = scorer.grounding({"reversed": half}, pairs)["reversal_flips"]
+    flips = scorer.grounding({"reversed": half}, pairs).scores["reversal_flips"]
     assert flips == 1 - 1 / len(moved)
-    found = {**scorer.grounding({"most_common": predictions, "reversed": backwards, "forwards": forwards}, pairs)}
+    found = scorer.grounding({"most_common": predictions, "reversed": backwards, "forwards": forwards}, pairs).summary()
     rows = scores.table({**scorer.scores(predictions), "grounding": {**found, "reversed_clips": len(moved)}})
     notes = {row["name"]: row["note"] for row in rows}
     assert notes["CIDEr, the same clips forwards"] == f"of {len(moved)} clips whose action has an opposite"
@@ -69,7 +70,7 @@ def test_the_table_says_where_a_score_is_missing_or_of_another_tokenizer(world):
     records, layout = world
     rows = scores.table(Scorer(records, layout).scores(right(records)))
     notes = {row["name"]: row["note"] for row in rows}
-    assert "Java was not found" in notes["METEOR"] and ngrams.PLAIN in notes["Bleu_1"] and notes["CIDEr"] is None
+    assert "Java was not found" in notes["METEOR"] and ngrams.PLAIN in notes["BLEU-1"] and notes["CIDEr"] is None
     java = {"tokenizer": ngrams.PTB, "notes": [], "metrics": {"Bleu_1": 0.5, "METEOR": None}, "intervals": {}}
     assert [row["note"] for row in scores.table(java)] == [None, "left out"]
 

@@ -101,5 +101,5 @@ def test_a_download_tells_how_far_it_is_in_lines(tmp_path, hub, shards):
     told = [line for line in lines if "B of " in line]
     assert len(told) >= 4 and "\r" not in said
     assert told[-1 if shards == 1 else 0].split(", ")[0].endswith("(100.0 %)")  # a file's last line
-    assert lines[lines.index("done") + 1 :] == []  # no bar goes on when all is there
-    print(said)
+    after = lines[lines.index("done") + 1 :]
+    assert len(after) == len(set(after)) <= 3 and all("in all" in line for line in after)  # no bar goes on

@@ -1,16 +1,18 @@
-"""How long OpenMP's threads spin is decided before torch loads it, whichever door torch comes in by."""
+"""What happens before torch is loaded, whichever door it comes in by: OpenMP's threads, and a script's first line."""
 
 import ast
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOORS = ["train", "evaluate", "infer", "preprocess_something_something_v2", "qformer", "sample/__main__"]
+SCRIPTS = ["train", "evaluate", "infer", "preprocess_something_something_v2", "prepare_annotations"]
+DOORS = [*SCRIPTS, "qformer", "sample/__main__"]
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -39,3 +41,23 @@ def test_threads_of_torch_spin_for_microseconds_unless_the_user_says_otherwise()
     assert spins() == {"1000"}
     assert spins(GOMP_SPINCOUNT="77") == {"77"}
     assert spins(OMP_WAIT_POLICY="passive") == {"0"}
+
+
+@pytest.mark.parametrize("words", [[f"{script}.py"] for script in SCRIPTS] + [["-m", "sample", "render"]])
+def test_a_script_says_at_once_that_it_runs(words):
+    began = time.monotonic()
+    command = [sys.executable, *words, "--data", "/nowhere"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as script:
+        first = script.stdout.readline()
+        took = time.monotonic() - began
+        script.kill()
+    assert first == b"loading torch ...\n" and took < 3
+
+
+@pytest.mark.parametrize(
+    "command, rank", [(["-c", "import qformer"], "0"), (["prepare_annotations.py", "--help"], "1")]
+)
+def test_a_program_of_others_and_another_rank_say_nothing(command, rank):
+    environment = {**os.environ, "RANK": rank}
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
