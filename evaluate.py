@@ -165,7 +165,7 @@ def caption_reversed(
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
     """evaluation.json and the page."""
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
-    made = {"recipe": {**captioner.config, "training": captioner.recipe}, "made_by": provenance.made_by()}
+    made = {"recipe": report.recipe(captioner), "made_by": provenance.made_by()}
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, **made}
     files.write_json(args.results / "evaluation.json", result)
     page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None

@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"--attention {max(args.attention)}: the Q-Former has {queries} queries, 0 to {queries - 1}"
             )
         models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
-        recipe = {"epoch": captioner.epoch, **captioner.config, "training": captioner.recipe}
-        results = Results(clips, folder, models, args, provenance.made_by(argv), recipe)
+        results = Results(clips, folder, models, args, provenance.made_by(argv), report.recipe(captioner))
         with Interrupts(at_once=True):
             try:
                 results.caption(captioner, workers)
@@ -220,7 +219,8 @@ class Results:
         outcomes = scores.outcomes(answered, self.args.data)
         rows = [self.row(clip) | outcomes.get(clip.id, {}) for clip in self.clips]
         page = self.folder / "index.html"
-        links, recipe = [("results.json", "results.json")], {**self.models, **self.recipe}
+        links = [("results.json", "results.json")]
+        recipe = {"checkpoint": files.display_path(self.models["checkpoint"]), **self.recipe}
         report.write_page(page, "Captions", rows, made_by=self.made_by, links=links, recipe=recipe)
         report.link_pages(self.args.results)
         done = sum(clip.is_done and not clip.error for clip in self.clips)

@@ -17,6 +17,7 @@ import jinja2
 
 from dataset import Layout, Record
 from evaluation.scores import Scorer, table
+from qformer import VideoCaptioner
 from runtime import files, provenance
 
 Row = Mapping[str, Any]
@@ -48,7 +49,7 @@ def write_page(
     history: one {"epoch", "train_loss", "val_loss", "CIDEr"} an epoch; a missing, None or NaN value leaves a gap.
     scores: rows of "name", "value" and, where there are any, "low", "high" (95 % interval), "note", "group".
     made_by: as provenance.made_by gives it; confused: (true template, predicted one, count) rows, most frequent first.
-    links: (text, path as `relative` gives it); recipe: how the checkpoint was made; compared: of evaluation.json.
+    links: (text, path as `relative` gives it); recipe: as `recipe` gives it; compared: of evaluation.json.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -83,9 +84,18 @@ def write_scored_page(
         near = Path(compared["path"]).with_name("index.html")
         other = relative(near if near.is_file() else compared["path"], page)
         links = [*links, ("the run that it is compared with", other)]
-    made = {name: result[name] for name in ("checkpoint", "epoch") if name in result} | result.get("recipe", {})
+    made = {"checkpoint": result.get("checkpoint"), **result.get("recipe", {})}
     confused, more = result.get("ssv2", {}).get("confused", ()), {"recipe": made, "compared": compared}
     write_page(page, title, clips, history, table(result), result["made_by"], confused, links, **more)
+
+
+def recipe(captioner: VideoCaptioner) -> dict[str, Any]:
+    """How a captioner's checkpoint was made: its config, models' folders as seen from here, train.py's flags."""
+    config, features = captioner.config, dict(captioner.config["features"] or {})
+    if "encoder" in features:
+        features["encoder"] = files.display_path(features["encoder"])
+    own = {"llm": files.display_path(config["llm"]), "features": features, "training": captioner.recipe}
+    return {"epoch": captioner.epoch, **config, **own}
 
 
 def link_pages(results: Path) -> None:

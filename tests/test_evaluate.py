@@ -87,6 +87,7 @@ def test_the_checkpoints_recipe_is_in_evaluation_json_and_on_the_page(run, tmp_p
     recipe = json.loads((tmp_path / "evaluation.json").read_text())["recipe"]
     captioner = VideoCaptioner.from_checkpoint(run / "checkpoint.pt")
     assert recipe["llm"] == captioner.config["llm"] and recipe["qformer"]["num_queries"] == 4
+    assert recipe["features"]["encoder"] == "tiny-encoder" and recipe["epoch"] == 1
     assert recipe["training"] == captioner.recipe
     page = (tmp_path / "index.html").read_text()
     assert "<span>num queries 4</span>" in page and 'href="evaluation.json"' in page

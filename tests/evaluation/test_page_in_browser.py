@@ -241,6 +241,23 @@ def luminance(colour):
     )
 
 
+def contrast(page, selector, ground):
+    """Of the first such element's text against the colour behind another."""
+    ink = luminance(page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color"))
+    ground = luminance(page.evaluate(f"getComputedStyle(document.querySelector('{ground}')).backgroundColor"))
+    return (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_two_runs_and_links_say_can_be_read(visit, scheme):
+    page = visit("compared.html", may_fail="ERR_FILE_NOT_FOUND", color_scheme=scheme)
+    on_cards = (".change.better", ".change.same", ".change.worse", ".other", ".source", ".read-name", ".id a")
+    grounds = {**dict.fromkeys(on_cards, ".card"), ".links a": "body", ".compared": "body", ".ticks": ".panel"}
+    grounds |= {"#recipe dt": "body", "#scores .interval": ".panel", "#confused button": "body"}
+    low = {part: contrast(page, part, ground) for part, ground in grounds.items()}
+    assert {part: ratio for part, ratio in low.items() if ratio < 4.5} == {}
+
+
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
 def test_colours_follow_the_system_and_can_be_read(visit, scheme, dark):
     page = visit(color_scheme=scheme)
@@ -250,15 +267,13 @@ def test_colours_follow_the_system_and_can_be_read(visit, scheme, dark):
         "getComputedStyle(document.querySelector('#cards .says')).color"
     )
     for part in (".badge.exact", ".badge.template", ".badge.wrong", ".prediction", ".says", ".template-name", ".score"):
-        ink = luminance(page.evaluate(f"getComputedStyle(document.querySelector('#cards {part}')).color"))
-        ground = luminance(page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor"))
-        contrast = (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
-        assert contrast >= 4.5, f"{part} has contrast {contrast:.1f} in {scheme}"
+        assert contrast(page, f"#cards {part}", ".card") >= 4.5, f"{part} cannot be read in {scheme}"
 
 
-def test_everything_that_can_be_worked_has_a_name(visit):
-    page = visit()
-    worked = "[...document.querySelectorAll('button, input, select, video, svg, .card')]"
+@pytest.mark.parametrize("name", ["index.html", "compared.html", "long.html"])
+def test_everything_that_can_be_worked_has_a_name(visit, name):
+    page = visit(name, may_fail="ERR_FILE_NOT_FOUND")
+    worked = "[...document.querySelectorAll('button:not([hidden]), a, input, select, video, svg, .card')]"
     named = "e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim()"
     nameless = page.evaluate(f"{worked}.filter((e) => !({named})).map((e) => e.outerHTML.slice(0, 80))")
     assert nameless == []

@@ -308,39 +308,3 @@ def test_a_scored_page_shows_where_own_videos_lie_and_links_to_the_run_that_it_i
     assert 'href="../old/index.html"' in text and "<span>lr 0.002</span>" in text and "<dt>data</dt>" not in text
     clips = json.loads(Scripts(text).scripts["data"])
     assert clips[0]["source"] == "holiday #1/ä.mov" and clips[0]["read"] == ""
-
-
-# ---- pages that reach each other ----
-
-
-def nav(page):
-    return re.findall('<a href="([^"]*)"( aria-current=page)?>([^<]*)</a>', page.read_text().split("</nav>")[0])
-
-
-def test_pages_link_to_those_that_are_there_in_whatever_order_they_are_made(tmp_path):
-    pages = [tmp_path / place for place in ("training/index.html", "index.html", "inference/index.html")]
-    hostile = "<!--pages--> <!--/pages-->"  # captions cannot take the links' place
-    for page in pages:
-        report.write_page(page, hostile, [{"id": hostile}])
-        report.link_pages(tmp_path)
-    assert nav(pages[1]) == [
-        ("index.html", " aria-current=page", "Evaluation"),
-        ("inference/index.html", "", "Inference"),
-        ("training/index.html", "", "Training"),
-    ]
-    assert [place for place, *_ in nav(pages[0])] == ["../index.html", "../inference/index.html", "index.html"]
-    for page in pages:
-        assert all((page.parent / place).is_file() for place, *_ in nav(page))
-        assert page.read_text().count("&lt;!--pages--&gt;") == 2  # in title and heading
-    pages[2].unlink()
-    report.link_pages(tmp_path)
-    assert [name for *_, name in nav(pages[0])] == ["Evaluation", "Training"]
-
-
-def test_what_is_no_page_of_ours_is_left_as_it_is(tmp_path):
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "index.html").write_bytes(b"\xff\r\n<h1>mine</h1>")
-    report.write_page(tmp_path / "index.html", "T", [{"id": "1"}])
-    report.link_pages(tmp_path)
-    assert (tmp_path / "training" / "index.html").read_bytes() == b"\xff\r\n<h1>mine</h1>"
-    report.link_pages(tmp_path / "nothing")
