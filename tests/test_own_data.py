@@ -204,11 +204,14 @@ def own(tmp_path, rows, files=None, *words):
         ("Mr. X", "deep/Mr. X.webm"),
         (" e\u0301te\u0301 ", "\u00e9t\u00e9.MOV"),
         ("1.5", "1.5.mkv"),
+        ("recording.vid", "recording.vid"),
     ],
 )
 def test_a_name_means_the_video_that_a_reader_would_take(tmp_path, name, place):
     layout = own(
-        tmp_path, [(name, ["x"], "train")], ["a.mp4", "deep/Mr. X.webm", "\u00e9t\u00e9.MOV", "1.5.mkv", "notes.txt"]
+        tmp_path,
+        [(name, ["x"], "train")],
+        ["a.mp4", "deep/Mr. X.webm", "\u00e9t\u00e9.MOV", "1.5.mkv", "recording.vid"],
     )
     (clip_id,) = ready(layout.data, "train")
     assert layout.source(clip_id) == place and layout.video(clip_id).samefile(tmp_path / "films" / place)

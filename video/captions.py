@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _from_json(text: str) -> Iterable[tuple[Any, ...]]:
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises: ValueError for a name that is there twice: only its last captions would be kept."""
-    names = [name for name, _ in pairs]
-    if len(found := dict(pairs)) < len(names):
-        raise ValueError(f"{max(names, key=names.count)!r:.80} is there twice: give it one list of captions")
-    return found
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise ValueError(f"{name!r:.80} is there twice: give it one list of captions")
+    return dict(pairs)

@@ -51,8 +51,6 @@ def match(names: Iterable[str], folder: Path, data: Path) -> tuple[dict[str, str
     Raises: UserError where a name fits several videos, or there is no video at all.
     """
     places = [path.relative_to(folder).as_posix() for path in _videos_in(folder, data)]
-    if not places:
-        raise UserError(f"--videos {folder}: there is no {'video in this' if folder.is_dir() else 'such'} folder")
     known = defaultdict(set)  # by the whole path and its ends, with and without suffix
     for place in places:
         parts = plain(place).casefold().split("/")
@@ -68,7 +66,11 @@ def match(names: Iterable[str], folder: Path, data: Path) -> tuple[dict[str, str
         whole = {place for place in places_of if {plain(place), without_suffix(plain(place))} & {*forms}}
         if len(fits := whole or places_of) > 1:
             raise UserError(f"{name!r} fits {', '.join(sorted(fits)[:3])}: name it with its folder and suffix")
+        if not fits and os.path.isfile(folder / name.strip()):  # of a suffix that no video has, or elsewhere
+            fits = {name.strip()}
         found.update((name, place) for place in fits)
+    if not places and not found:
+        raise UserError(f"--videos {folder}: there is no {'video in this' if folder.is_dir() else 'such'} folder")
     return found, places
 
 

@@ -18,6 +18,7 @@ from qformer import VideoCaptioner
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from tests import tiny, videos
+from video import overlay
 from video.reader import Transform, probe
 
 
@@ -227,6 +228,16 @@ def test_without_boxes_there_is_no_score_and_without_clips_no_overlay(run, with_
     assert result["attention"]["clips"] == 4 and not any("overlays" in row for row in result["predictions"])
     assert not (tmp_path / "b" / "attention").exists()
     assert "attention" not in evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "c")
+
+
+def test_who_interrupts_the_drawing_has_the_scores(run, with_boxes, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(overlay, "write_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "out", "--attention", "2")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["attention"]["clips"] == 4
 
 
 def test_a_clip_that_cannot_be_decoded_costs_its_overlay_only(run, with_boxes, tmp_path, capsys):
