@@ -118,7 +118,9 @@ def evaluate(
     if where:
         result["attention"] = where.scores(looked)
     per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
-    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
+    whole = ("on_objects", "area", "ratio", "on_others")  # each query's share would be most of the file
+    attended = {clip_id: {name: shares[name] for name in whole} for clip_id, (_, shares) in looked.items() if shares}
+    per_clip["attention"] = attended
     for row in result["predictions"]:
         row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
     if other:

@@ -201,6 +201,10 @@ def test_evaluate_scores_the_captioners_own_attention_and_draws_it(run, with_box
     assert scores["area"] == pytest.approx(0.25) and scores["ratio"] == pytest.approx(4 * np.mean(found))
     low, high = scores["intervals"]["on_objects"]
     assert min(found) <= low < np.mean(found) < high <= max(found)
+    kept = [row["attention"] for row in result["predictions"] if "attention" in row]  # for a later run's --compare
+    assert [shares["on_objects"][0] for shares in kept] == pytest.approx(found) and "query 0" not in kept[0]
+    again = evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "again", "--attention", "0", "--compare", out)
+    assert again["compared"]["attention"]["on_objects"] == 0.0
     said = capsys.readouterr().out
     assert "attention on objects" in said and "4 clips" in said
     rows = {row["id"]: row["overlays"] for row in result["predictions"] if "overlays" in row}
