@@ -38,9 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     with Interrupts(at_once=True):
         context.check_equal([record["id"] for record in records], f"{args.split} clips")
         folder = layout.features / args.split
-        result = evaluate(args, layout, SplitReader(captioner, records, folder, args.batch_size, context), other)
-    if context.is_main:
-        write(args, result, layout, captioner)
+        reader = SplitReader(captioner, records, folder, args.batch_size, context)
+        where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
+        result = evaluate(args, layout, reader, where, other)
+        if context.is_main:
+            write(args, result, layout, captioner)
+            if where and where.draw(args.results, args.clip_timeout, result["predictions"]):
+                write(args, result, layout, captioner)
+            tell(args, result, captioner.epoch)
     context.close()
     return 0
 
@@ -78,15 +83,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def evaluate(
-    args: argparse.Namespace, layout: dataset.Layout, reader: SplitReader, other: dict[str, Any] | None = None
+    args: argparse.Namespace,
+    layout: dataset.Layout,
+    reader: SplitReader,
+    where: attention.Attention | None = None,
+    other: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that evaluation.json holds of the captions; what that needs is read before the first clip is captioned.
 
-    `other`: the evaluation.json of a run to compare with.
+    `where`: scores where the captioner looks. `other`: the evaluation.json of a run to compare with.
     """
     scorer = scores.Scorer(reader.records, layout, args.java_timeout, args.seed)
     pairs = opposites(layout) if args.grounding else {}
-    where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
     learnt = dataset.read_ready(args.data, "train") if args.actions or args.grounding else []
     labels = sorted(record["label"][0] for record in learnt)
     ranks = rank_actions(args, labels, reader) if args.actions else {}
@@ -98,7 +106,7 @@ def evaluate(
         lies["reversed"] = caption_reversed(args, layout, pairs, reader)
         # The reversed clips are some of all: their score stands beside the same clips' forwards.
         lies["forwards"] = {clip_id: captions[clip_id] for clip_id in lies["reversed"]}
-    looked = where.look() if where else {}
+    looked = where.look() if where else {}  # all processes take part
     if not reader.context.is_main:
         return {}
     result = {"split": args.split, **scorer.scores(captions, meteor=not args.no_meteor)}
@@ -109,9 +117,10 @@ def evaluate(
         result["grounding"] = {**scorer.grounding(lies, pairs).summary(), **counts}
     if where:
         result["attention"] = where.scores(looked)
-        where.draw(looked, args.results, args.clip_timeout, result["predictions"])
     per_clip = {"rank": ranks, "shuffled": lies.get("shuffled", {}), "reversed": lies.get("reversed", {})}
-    per_clip["attention"] = {clip_id: shares for clip_id, (_, shares) in looked.items() if shares}
+    whole = ("on_objects", "area", "ratio", "on_others")  # each query's share would be most of the file
+    attended = {clip_id: {name: shares[name] for name in whole} for clip_id, (_, shares) in looked.items() if shares}
+    per_clip["attention"] = attended
     for row in result["predictions"]:
         row |= {name: found[row["id"]] for name, found in per_clip.items() if row["id"] in found}
     if other:
@@ -156,7 +165,7 @@ def caption_reversed(
 
 
 def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
-    """evaluation.json, the page, and the table on the screen."""
+    """evaluation.json and the page."""
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
     made = {"recipe": report.recipe(captioner), "made_by": provenance.made_by()}
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, **made}
@@ -165,6 +174,10 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
     title, links = f"Captions of the {args.split} split", [("evaluation.json", "evaluation.json")]
     report.write_scored_page(page, title, result, layout, captioner.history, copies, links)
     report.link_pages(args.results)
+
+
+def tell(args: argparse.Namespace, result: dict[str, Any], epoch: int) -> None:
+    """The table on the screen."""
     print(f"{args.checkpoint}, epoch {epoch}, {args.split}: {result['clips']:,} clips, {result['tokenizer']}")
     if compared := result.get("compared"):
         counts = ", ".join(f"{compared[change]:,} {change}" for change in ("better", "same", "worse"))
@@ -177,7 +190,7 @@ def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layo
         gain = "" if row["difference"] is None else f"  difference {row['difference']:+.4f}"
         gain += "" if row["gain_low"] is None else f" [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
         print(files.printable(f"{row['group']:<14}  {row['name']:<50}  {value:>8}{interval}{gain}{note}"))
-    print(f"written: {args.results / 'evaluation.json'}, page: {page}")
+    print(f"written: {args.results / 'evaluation.json'}, page: {args.results / 'index.html'}")
 
 
 if __name__ == "__main__":

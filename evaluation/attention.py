@@ -87,7 +87,8 @@ class Attention:
             pairs = zip((record["id"] for record in part), self.reader.captioner.attention(features).cpu(), strict=True)
             return [(overlay.named(one) if i in self.videos else {}, self.shares(i, one.numpy())) for i, one in pairs]
 
-        return replace(self.reader, records=records).each(read, "attention")
+        self.looked = replace(self.reader, records=records).each(read, "attention")
+        return self.looked
 
     def shares(self, clip_id: str, attention: np.ndarray) -> dict[str, tuple[float, float]]:
         """What `fractions` makes scores of, from a clip's attention (Q, T', H', W'); {} where no boxes are known.
@@ -107,14 +108,15 @@ class Attention:
     def scores(self, looked: dict[str, Any]) -> dict[str, Any]:
         """`shares` of all clips together, with their intervals; {} where no objects' places are known."""
         clips = [shares for _, shares in looked.values() if shares]
-        return {"clips": len(clips), **fractions(clips, self.seed)} if clips else {}
+        return {"clips": len(clips), **fractions(clips, self.seed).summary()} if clips else {}
 
-    def draw(self, looked: dict[str, Any], results: Path, timeout: float, rows: list[dict[str, Any]]) -> None:
-        """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is."""
-        clips = {clip_id: (path, looked[clip_id][0]) for clip_id, path in self.videos.items()}
+    def draw(self, results: Path, timeout: float, rows: list[dict[str, Any]]) -> bool:
+        """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is; False where none is."""
+        clips = {clip_id: (path, self.looked[clip_id][0]) for clip_id, path in self.videos.items()}
         how = (results / "attention", Transform(self.made.size, self.made.crop), self.made.frames)
         with Workers(min(os.cpu_count() or 1, len(clips)), timeout) as workers:
             drawn = dict(overlay.write_all(workers, clips, *how))
         for row in rows:
             if row["id"] in drawn:
                 row["overlays"] = {name: f"attention/{file}" for name, file in drawn[row["id"]].items()}
+        return bool(drawn)

@@ -45,7 +45,7 @@ def resampled_sums(columns: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.concatenate(sums)
 
 
-def resampled_fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) -> Resampled:
+def fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) -> Resampled:
     """Scores that are shares, from each clip's (count, of how many) by score; None where there is nothing to count."""
     table = np.array([list(clip.values()) for clip in clips], dtype=np.float64)  # (clips, scores, 2)
     sums, resampled = table.sum(0), resampled_sums(table.reshape(len(clips), -1), seed)
@@ -57,8 +57,3 @@ def resampled_fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) 
         scores[name] = float(sums[i, 0] / sums[i, 1]) if sums[i, 1] else None
         resamples[name] = shares if sums[i, 1] else None
     return Resampled(scores, resamples)
-
-
-def fractions(clips: list[dict[str, tuple[int, int]]], seed: int = 0) -> dict[str, Any]:
-    """`resampled_fractions` as evaluation.json holds them: the scores and their "intervals"."""
-    return resampled_fractions(clips, seed).summary()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import Record
-from evaluation.bootstrap import Resampled, resampled_fractions
+from evaluation.bootstrap import Resampled, fractions
 from evaluation.scores import Scorer, action_scores
 from evaluation.ssv2 import score_clip
 from runtime import files
@@ -84,11 +84,11 @@ def _scores(
     found = {"metrics": ngrams["resampled"]}
     if scorer.reader is not None:
         clips = [score_clip(text, scorer.records[key], scorer.reader) for key, text in captions.items()]
-        found["ssv2"] = resampled_fractions([clip["counts"] for clip in clips], scorer.seed)
+        found["ssv2"] = fractions([clip["counts"] for clip in clips], scorer.seed)
     if held["rank"]:
         found["actions"] = action_scores([rows[key]["rank"] for key in held["rank"]], scorer.seed)
     if held["attention"]:
-        found["attention"] = resampled_fractions([rows[key]["attention"] for key in held["attention"]], scorer.seed)
+        found["attention"] = fractions([rows[key]["attention"] for key in held["attention"]], scorer.seed)
     if held["shuffled"]:
         lies = {name: {key: rows[key][name] for key in held[name]} for name in ("shuffled", "reversed")}
         lies["most_common"] = dict.fromkeys(captions, run["grounding"]["most_common_caption"])

@@ -5,7 +5,7 @@ from typing import Any
 
 from dataset import Layout, Record, read_templates
 from evaluation import ngrams
-from evaluation.bootstrap import Resampled, resampled_fractions
+from evaluation.bootstrap import Resampled, fractions
 from evaluation.ssv2 import TemplateReader, score_clip, ssv2_scores, template_key
 from runtime import files
 from runtime.progress import Progress
@@ -61,7 +61,7 @@ class Scorer:
         for clip_id, caption in captions["reversed"].items() if self.reader else ():
             opposite = pairs[template_key(self.records[clip_id]["template"])]
             flips.append({"reversal_flips": (template_key(self.reader.read(caption).template) == opposite, 1)})
-        found = resampled_fractions(flips, self.seed) if flips else Resampled({}, {})
+        found = fractions(flips, self.seed) if flips else Resampled({}, {})
         for name, said in captions.items():
             if said:
                 some, key = self.ngrams(said, meteor=False)["resampled"], f"CIDEr_{name}"
@@ -71,7 +71,7 @@ class Scorer:
 
 def action_scores(ranks: list[int], seed: int = 0) -> Resampled:
     """How often a clip's own template is the likeliest (rank 1) of all, and among the five likeliest."""
-    return resampled_fractions([{"top1": (rank <= 1, 1), "top5": (rank <= 5, 1)} for rank in ranks], seed)
+    return fractions([{"top1": (rank <= 1, 1), "top5": (rank <= 5, 1)} for rank in ranks], seed)
 
 
 # Of each score: section of evaluation.json, group, key, name, note. CIDEr stands again beside those it has to beat.

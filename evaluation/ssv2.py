@@ -165,9 +165,11 @@ def ssv2_scores(predictions: dict[str, str], records: dict[str, Record], reader:
     confused = Counter(sorted(wrong, key=lambda pair: (pair[0], pair[1] or "")))  # of equal counts, by the alphabet
     return {
         "clips": len(per_clip),
-        **fractions([clip["counts"] for clip in per_clip.values()], seed),
+        **fractions([clip["counts"] for clip in per_clip.values()], seed).summary(),
         "per_template": {
-            true: {"clips": len(some), **fractions(some, seed)} for true, some in sorted(by_template.items()) if true
+            true: {"clips": len(some), **fractions(some, seed).summary()}
+            for true, some in sorted(by_template.items())
+            if true
         },
         "confused": [[true, read, count] for (true, read), count in confused.most_common(20)],
         "per_clip": per_clip,

@@ -18,6 +18,7 @@ from qformer import VideoCaptioner
 from runtime.distributed import DistributedContext
 from runtime.files import UserError
 from tests import tiny, videos
+from video import overlay
 from video.reader import Transform, probe
 
 
@@ -200,6 +201,10 @@ def test_evaluate_scores_the_captioners_own_attention_and_draws_it(run, with_box
     assert scores["area"] == pytest.approx(0.25) and scores["ratio"] == pytest.approx(4 * np.mean(found))
     low, high = scores["intervals"]["on_objects"]
     assert min(found) <= low < np.mean(found) < high <= max(found)
+    kept = [row["attention"] for row in result["predictions"] if "attention" in row]  # for a later run's --compare
+    assert [shares["on_objects"][0] for shares in kept] == pytest.approx(found) and "query 0" not in kept[0]
+    again = evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "again", "--attention", "0", "--compare", out)
+    assert again["compared"]["attention"]["on_objects"] == 0.0
     said = capsys.readouterr().out
     assert "attention on objects" in said and "4 clips" in said
     rows = {row["id"]: row["overlays"] for row in result["predictions"] if "overlays" in row}
@@ -227,6 +232,16 @@ def test_without_boxes_there_is_no_score_and_without_clips_no_overlay(run, with_
     assert result["attention"]["clips"] == 4 and not any("overlays" in row for row in result["predictions"])
     assert not (tmp_path / "b" / "attention").exists()
     assert "attention" not in evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "c")
+
+
+def test_who_interrupts_the_drawing_has_the_scores(run, with_boxes, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(overlay, "write_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "out", "--attention", "2")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["attention"]["clips"] == 4
 
 
 def test_a_clip_that_cannot_be_decoded_costs_its_overlay_only(run, with_boxes, tmp_path, capsys):

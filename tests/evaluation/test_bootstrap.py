@@ -6,7 +6,7 @@ from evaluation import bootstrap
 
 def test_a_fraction_has_the_binomial_interval(monkeypatch):
     monkeypatch.setattr(bootstrap, "SAMPLES", 4000)
-    found = bootstrap.fractions([{"right": (i < 300, 1)} for i in range(1000)], seed=3)
+    found = bootstrap.fractions([{"right": (i < 300, 1)} for i in range(1000)], seed=3).summary()
     spread = 1.96 * np.sqrt(0.3 * 0.7 / 1000)  # 0.0284
     low, high = found["intervals"]["right"]
     assert found["right"] == 0.3
@@ -28,7 +28,7 @@ def test_a_paired_difference_is_the_resamples_own_and_of_what_both_have():
     right[1][:300] = right[0][:300]  # both runs are right on mostly the same clips
     one, two = ([{"right": (int(r), 1), "odd": (int(r), i % 2)} for i, r in enumerate(clips)] for clips in right)
     two = [{"right": clip["right"]} for clip in two]
-    left, other = (bootstrap.resampled_fractions(clips, seed=7) for clips in (one, two))
+    left, other = (bootstrap.fractions(clips, seed=7) for clips in (one, two))
     found = (left - other).summary()
     draws = np.random.default_rng(7)
     drawn = [draws.integers(0, 400, 400) for _ in range(bootstrap.SAMPLES)]
@@ -43,5 +43,5 @@ def test_a_paired_difference_is_the_resamples_own_and_of_what_both_have():
 
 
 def test_a_fraction_of_nothing_is_none_and_resamples_without_any_are_passed_over():
-    found = bootstrap.fractions([{"none": (0, 0), "one": (2, 2)}, {"none": (0, 0), "one": (0, 0)}])
+    found = bootstrap.fractions([{"none": (0, 0), "one": (2, 2)}, {"none": (0, 0), "one": (0, 0)}]).summary()
     assert found == {"none": None, "one": 1.0, "intervals": {"none": None, "one": [1.0, 1.0]}}
