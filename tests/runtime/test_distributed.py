@@ -123,7 +123,7 @@ def test_many_processes_give_what_one_gives(alone, by_many):
         ours, theirs = (json.loads((place / "results" / name).read_text())["predictions"] for place in (out, alone))
         assert ours == theirs and list(ours) == ["11", "12", "13", "14", "15"]
     assert result(out) == result(alone)
-    for line in ("15 to encode", "curves:", "Bleu_4"):  # one rank prints
+    for line in ("15 to encode", "curves:", "BLEU-4"):  # one rank prints
         assert said.count(line) == 1
     assert "error:" not in said
 
