@@ -73,7 +73,7 @@ def write_scored_page(
 ) -> None:
     """The page of what evaluation.json holds (`result`); `copies` is a folder to copy the videos into, to move both."""
     clips = []
-    for row in Progress(result["predictions"], "page", unit="clip", disable=not copies, leave=False):
+    for row in Progress(result["predictions"], "page", unit="clip", leave=False):
         video = layout.video(row["id"])
         if video and copies:
             copy = copies / f"{row['id']}{video.suffix}"  # own videos in two folders may share a name
