@@ -11,8 +11,8 @@ RESULTS := build/sample/results
 RECIPE := --llm sample/qwen2 --num-queries 16 --batch-size 32 --gradient-accumulation-steps 1 --lr 2e-3 \
 	--schedule cosine --warmup 0.05 --epochs 11
 WITH := --data $(DATA) --checkpoint $(CHECKPOINT)
-EVALUATE := $(RUN) evaluate.py $(WITH) --split test --actions --grounding --copy-videos
-INFER := $(RUN) infer.py $(WITH) --num-samples 10 --gif --copy-videos
+EVALUATE := $(RUN) evaluate.py $(WITH) --split test --actions --grounding --attention 30 --copy-videos
+INFER := $(RUN) infer.py $(WITH) --num-samples 10 --gif --attention --copy-videos
 
 .PHONY: setup demo results test lint clean
 

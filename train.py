@@ -161,7 +161,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, default=dataset.DEFAULT_DATA, help="the dataset's folder, in SSv2's layout")
-    add("--llm", help=f"a hub name or a folder (default: the checkpoint's, or else {language_model.DEFAULT})")
+    add("--llm", help=f"language model: hub name or folder (default: a checkpoint's, or {language_model.DEFAULT})")
     add("--captions-per-clip", type=cli.count, default=1, help="different captions that a clip is read once for")
     add("--published-captions", action="store_true", help="no space before captions, as in the published code")
     add("--max-missing", type=cli.amount, default=1.0, help="percent of a split's clips that may lack features")

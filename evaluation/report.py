@@ -19,6 +19,7 @@ from dataset import Layout, Record
 from evaluation.scores import Scorer, table
 from qformer import VideoCaptioner
 from runtime import files, provenance
+from runtime.progress import Progress
 
 Row = Mapping[str, Any]
 # Of each curve: panel, name, colour (page.html.j2 puts its theme's in its place), line.
@@ -72,7 +73,7 @@ def write_scored_page(
 ) -> None:
     """The page of what evaluation.json holds (`result`); `copies` is a folder to copy the videos into, to move both."""
     clips = []
-    for row in result["predictions"]:
+    for row in Progress(result["predictions"], "page", unit="clip", disable=not copies, leave=False):
         video = layout.video(row["id"])
         if video and copies:
             copy = copies / f"{row['id']}{video.suffix}"  # own videos in two folders may share a name

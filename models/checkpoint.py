@@ -18,7 +18,7 @@ from runtime.files import UserError
 
 PREFIX = "qformer."
 HELP = (
-    "a file of train.py, or a folder made from one; not given: checkpoint_best.pt, of its best epoch, or checkpoint.pt"
+    "a file of train.py, or a folder made of it; not given: checkpoint_best.pt (best CIDEr) if here, or checkpoint.pt"
 )
 PUBLISHED = Path(__file__).with_name("published.json")  # what the published code's checkpoints do not say
 WIDTHS = {"dim": "the width of --llm", "visual_dim": "the width of the features"}

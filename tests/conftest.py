@@ -19,6 +19,7 @@ def without_java(monkeypatch):
 LONGEST = (
     "test_distributed",
     "test_portable",
+    "test_hub",
     "test_fuzz",
     "killed",
     "busy_machine",
