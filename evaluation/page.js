@@ -199,6 +199,15 @@ function load(card) {
   if (card.left) card.video.currentTime = card.left;
 }
 
+// The frame that is shown stays in sight, behind the player, until the other picture is there: nothing flickers.
+function holdFrame({ video }) {
+  const still = Object.assign(element("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  if (!still.width || video.readyState < 2) return;
+  still.getContext("2d").drawImage(video, 0, 0);
+  video.before(still);
+  for (const event of ["seeked", "loadeddata", "error"]) video.addEventListener(event, () => still.remove(), { once: true });
+}
+
 // Another picture of the same moment: time, speed and whether it plays stay.
 function show(card, name) {
   if (name === card.picture) return;
@@ -209,6 +218,7 @@ function show(card, name) {
   video.hidden = false;
   card.querySelector(".blank").textContent = "";
   if (!loaded) return;
+  holdFrame(card);
   video.removeAttribute("src");
   load(card);
   if (playing) play(card);

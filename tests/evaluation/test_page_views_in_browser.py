@@ -275,6 +275,7 @@ def test_a_card_switches_between_clip_and_overlays_at_the_same_moment(visit):
         found = page.evaluate(f"[{video}.paused, {video}.playbackRate, {video}.videoWidth]")
         assert found == [True, 0.25, 112] and abs(page.evaluate(f"{video}.currentTime") - 1.25) < 0.01
         assert card.locator(".pictures button[aria-pressed=true]").all_text_contents() == [name]
+        page.wait_for_function("!document.querySelector('canvas')")  # of the picture before, while this one loads
 
 
 def test_a_playing_clip_plays_on_in_the_other_picture(visit):
