@@ -189,7 +189,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--eval-batch-size", type=cli.count, default=64, help="clips that are captioned at once for validation")
     add("--max-new-tokens", type=cli.count, default=50, help="longest caption, in tokens")
     add("--save-every", type=cli.count, default=50, help="optimizer steps between checkpoints within an epoch")
-    add("--workers", type=cli.whole, default=2, help="processes that read features ahead; 0: this one reads")
+    add("--workers", type=cli.whole, help="processes that read features ahead (default: 2 for a GPU, else none)")
     add("--eval-only", action="store_true", help="only validate the checkpoint that is there")
     add("--device", help=cli.DEVICE)
     return parser.parse_args(argv)

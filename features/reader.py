@@ -48,16 +48,19 @@ def _collate(clips: list[Packed | Exception]) -> Packed | Exception:
 
 
 def feature_batches(
-    folder: Path | str, id_batches: list[list[str]], workers: int = 2, pin: bool = False
+    folder: Path | str, id_batches: list[list[str]], workers: int | None = None, pin: bool = False
 ) -> Iterator[Packed]:
     """Batches (B, N, D) of a split's `folder`, in the order of `id_batches`: the clip ids of each.
 
-    `workers` processes read, each at most two batches ahead; 0: this one reads, when a batch is due. `pin`: into
-    page-locked memory, for non-blocking copies to a GPU.
+    `workers` processes read, each at most two batches ahead; 0: this one reads, when a batch is due; None: 2 for a GPU,
+    which is not to wait, 0 where the CPU computes, which would lose its cores to them. `pin`: into page-locked memory,
+    for non-blocking copies to a GPU.
     Raises, when the batch is due: UserError naming a file that is damaged or not like the first; OSError for one gone.
     """
     if not id_batches:
         return
+    if workers is None:
+        workers = 2 if pin else 0
     loader = DataLoader(
         FeatureDataset(Path(folder), id_batches[0][0]),
         batch_sampler=id_batches,
