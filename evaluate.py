@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         context.check_equal([record["id"] for record in records], f"{args.split} clips")
         folder = layout.features / args.split
         reader = SplitReader(captioner, records, folder, args.batch_size, context)
-        where = None if args.attention is None else attention.Attention(reader, layout, args.attention, args.seed)
+        where = None
+        if args.attention is not None:
+            where = attention.Attention(reader, layout, args.attention, args.seed, args.queries)
         result = evaluate(args, layout, reader, where, other)
         if context.is_main:
             write(args, result, layout, captioner)
@@ -69,6 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reversed-clips", type=cli.whole, default=1000, help="clips that --grounding plays backwards, at most")
     where = "also score where it looks, given labels/boxes.json, and draw that over so many clips, taken at random"
     add("--attention", type=cli.whole, metavar="CLIPS", help=where)
+    add("--queries", type=cli.whole, nargs="+", default=[], help="with --attention: draw these queries, too, from 0")
     add("--compare", type=Path, metavar="JSON", help="another run's evaluation.json: also score the differences to it")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
     add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
@@ -79,7 +82,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=cli.count, default=64, help="clips that are captioned at once")
     add("--clip-timeout", type=cli.positive, default=60.0, help="seconds that one clip may take to decode")
     add("--java-timeout", type=cli.positive, default=300.0, help="seconds that Java may take, and 0.01 a caption")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.queries and args.attention is None:
+        raise files.UserError("--queries are drawn with --attention: give --attention CLIPS as well")
+    return args
 
 
 def evaluate(

@@ -57,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     files.check_writable(folder)  # now, not after an hour's work
     with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
         captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
-        if args.attention and max(args.attention) >= (queries := captioner.qformer.config["num_queries"]):
-            raise UserError(
-                f"--attention {max(args.attention)}: the Q-Former has {queries} queries, 0 to {queries - 1}"
-            )
+        captioner.check_queries(args.attention or [], "--attention")
         models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
         results = Results(clips, folder, models, args, provenance.made_by(argv), report.recipe(captioner))
         with Interrupts(at_once=True):

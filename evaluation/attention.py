@@ -12,6 +12,7 @@ Letters: B clips; the grid (T', H', W') of patch tokens; T frames that the encod
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,12 @@ def coverage(boxes: Boxes, made: CacheConfig) -> np.ndarray:
 class Attention:
     """A captioner's attention in a split's clips. Raises: UserError as `read_boxes`, or without a grid."""
 
-    def __init__(self, reader: SplitReader, layout: Layout, count: int, seed: int) -> None:
-        """Overlays are for `count` at most of the clips that have a video, drawn at random."""
+    def __init__(self, reader: SplitReader, layout: Layout, count: int, seed: int, queries: Sequence[int] = ()) -> None:
+        """Overlays, of each of `queries` too, are for `count` at most of the clips that have a video, drawn at random."""
+        reader.captioner.check_queries(queries, "--queries")
         if reader.captioner.config["features"] is None:
             raise files.UserError("--attention: nothing says of which patches these features are; leave it out")
-        self.reader, self.seed, boxes = reader, seed, read_boxes(layout)
+        self.reader, self.seed, self.queries, boxes = reader, seed, queries, read_boxes(layout)
         self.made = CacheConfig.from_dict(reader.captioner.config["features"])
         known = [record for record in reader.records if record["id"] in boxes]
         self.boxes, self.others = {record["id"]: boxes[record["id"]] for record in known}, shuffled(known, seed)
@@ -85,7 +87,8 @@ class Attention:
 
         def read(part: list[Record], features: Tensor) -> list[Any]:
             pairs = zip((record["id"] for record in part), self.reader.captioner.attention(features).cpu(), strict=True)
-            return [(overlay.named(one) if i in self.videos else {}, self.shares(i, one.numpy())) for i, one in pairs]
+            drawn, of = self.videos, self.queries
+            return [(overlay.named(one, of) if i in drawn else {}, self.shares(i, one.numpy())) for i, one in pairs]
 
         self.looked = replace(self.reader, records=records).each(read, "attention")
         return self.looked

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from features import cache
+from runtime.files import UserError
 
 
 @dataclass
@@ -71,6 +72,12 @@ class CaptionsFiles:
         from models.vjepa2 import VideoEncoder
 
         return VideoEncoder.from_config(self.config["features"], self.device)
+
+    def check_queries(self, queries: Sequence[int], flag: str) -> None:
+        """Raises: UserError where the Q-Former has no such queries, which count from 0."""
+        count = self.qformer.config["num_queries"]
+        if queries and max(queries) >= count:
+            raise UserError(f"{flag} {max(queries)}: the Q-Former has {count} queries, 0 to {count - 1}")
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:

@@ -234,6 +234,22 @@ def test_without_boxes_there_is_no_score_and_without_clips_no_overlay(run, with_
     assert "attention" not in evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "c")
 
 
+def test_single_queries_are_drawn_on_demand(run, with_boxes, tmp_path):
+    result = evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "out", "--attention", 1, "--queries", 0, 3)
+    ((clip_id, overlays),) = [(row["id"], row["overlays"]) for row in result["predictions"] if "overlays" in row]
+    assert overlays == {
+        "attention": f"attention/{clip_id}.attention.webm",
+        "query 0": f"attention/{clip_id}.query-0.webm",
+        "query 3": f"attention/{clip_id}.query-3.webm",
+    }
+    contents = {(tmp_path / "out" / path).read_bytes() for path in overlays.values()}
+    assert len(contents) == 3
+    with pytest.raises(UserError, match="--queries 4: the Q-Former has 4 queries, 0 to 3"):
+        evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "out", "--attention", 1, "--queries", 4)
+    with pytest.raises(UserError, match="give --attention CLIPS"):
+        evaluated(with_boxes, run / "checkpoint.pt", tmp_path / "out", "--queries", 0)
+
+
 def test_who_interrupts_the_drawing_has_the_scores(run, with_boxes, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
