@@ -68,7 +68,7 @@ class Attention:
     """A captioner's attention in a split's clips. Raises: UserError as `read_boxes`, or without a grid."""
 
     def __init__(self, reader: SplitReader, layout: Layout, count: int, seed: int, queries: Sequence[int] = ()) -> None:
-        """Overlays, of each of `queries` too, are for `count` at most of the clips that have a video, drawn at random."""
+        """Overlays, also of each of `queries`, are for `count` at most of the clips with a video, drawn at random."""
         reader.captioner.check_queries(queries, "--queries")
         if reader.captioner.config["features"] is None:
             raise files.UserError("--attention: nothing says of which patches these features are; leave it out")
