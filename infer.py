@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     files.check_writable(folder)  # now, not after an hour's work
     with Workers(args.workers, args.clip_timeout) as workers:  # they start while the models load
         captioner = VideoCaptioner.from_checkpoint(args.checkpoint, cli.device(args.device), args.llm, args.encoder)
-        captioner.check_queries(args.attention or [], "--attention")
+        if args.attention:
+            captioner.check_queries(args.attention, "--attention")
         models = {"checkpoint": args.checkpoint, "encoder": captioner.encoder.name, "llm": captioner.config["llm"]}
         results = Results(clips, folder, models, args, provenance.made_by(argv), report.recipe(captioner))
         with Interrupts(at_once=True):
