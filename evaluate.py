@@ -44,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             where = attention.Attention(reader, layout, args.attention, args.seed, args.queries)
         result = evaluate(args, layout, reader, where, other)
         if context.is_main:
-            write(args, result, layout, captioner)
-            if where and where.draw(args.results, args.clip_timeout, result["predictions"]):
-                write(args, result, layout, captioner)
+            write(args, result, layout, captioner, where)
             tell(args, result, captioner.epoch)
     context.close()
     return 0
@@ -170,12 +168,21 @@ def caption_reversed(
     return reversed_captions(reader, drawn, args.clip_timeout, args.max_new_tokens, args.num_beams)
 
 
-def write(args: argparse.Namespace, result: dict[str, Any], layout: dataset.Layout, captioner: VideoCaptioner) -> None:
-    """evaluation.json and the page."""
+def write(
+    args: argparse.Namespace,
+    result: dict[str, Any],
+    layout: dataset.Layout,
+    captioner: VideoCaptioner,
+    where: attention.Attention | None,
+) -> None:
+    """evaluation.json, the overlays and the page."""
     epoch = captioner.epoch  # of what was evaluated: training may have written the next checkpoint since
     made = {"recipe": report.recipe(captioner), "made_by": provenance.made_by()}
     result = {"checkpoint": str(args.checkpoint), "epoch": epoch, **result, **made}
     files.write_json(args.results / "evaluation.json", result)
+    if where:  # drawn when the scores are safe: an interrupt does not lose them
+        where.draw(args.results, args.clip_timeout, result["predictions"])
+        files.write_json(args.results / "evaluation.json", result)
     page, copies = args.results / "index.html", args.results / "videos" if args.copy_videos else None
     title, links = f"Captions of the {args.split} split", [("evaluation.json", "evaluation.json")]
     report.write_scored_page(page, title, result, layout, captioner.history, copies, links)

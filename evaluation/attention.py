@@ -113,8 +113,8 @@ class Attention:
         clips = [shares for _, shares in looked.values() if shares]
         return {"clips": len(clips), **fractions(clips, self.seed).summary()} if clips else {}
 
-    def draw(self, results: Path, timeout: float, rows: list[dict[str, Any]]) -> bool:
-        """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is; False where none is."""
+    def draw(self, results: Path, timeout: float, rows: list[dict[str, Any]]) -> None:
+        """Write RESULTS/attention/<id>.attention.webm, and into the clips' rows where that is."""
         clips = {clip_id: (path, self.looked[clip_id][0]) for clip_id, path in self.videos.items()}
         how = (results / "attention", Transform(self.made.size, self.made.crop), self.made.frames)
         with Workers(min(os.cpu_count() or 1, len(clips)), timeout) as workers:
@@ -122,4 +122,3 @@ class Attention:
         for row in rows:
             if row["id"] in drawn:
                 row["overlays"] = {name: f"attention/{file}" for name, file in drawn[row["id"]].items()}
-        return bool(drawn)

@@ -59,12 +59,8 @@ class Progress(tqdm):
         counts = " of ".join(self._amount(number) for number in (self.n, self.total) if number is not None)
         parts = [f"{counts}{things}" + (f" ({100 * self.n / self.total:.1f} %)" if self.total else "")]
         if done:
-            fast = rate >= 1 or self.unit_scale
-            parts.append(
-                f"{self._amount(round(rate, 1 if rate < 100 else None))}{things}/s"
-                if fast
-                else f"{1 / rate:.1f} s/{self.unit}"
-            )
+            fast = f"{self._amount(round(rate, 1 if rate < 100 else None))}{things}/s"
+            parts.append(fast if rate >= 1 or self.unit_scale else f"{1 / rate:.1f} s/{self.unit}")
         if self._ended.is_set() or not done or not self.total:
             parts.append(f"{duration(seconds)} {'in all' if self._ended.is_set() else 'so far'}")
         else:
