@@ -20,10 +20,11 @@ def ids(page):
 
 
 def view_of(page, *parts):
-    """Wait until the address holds these."""
-    for part in parts:
-        page.wait_for_function("part => location.hash.includes(part)", arg=part)
-    return page.evaluate("location.hash")
+    """The address once it is that of the view: a page writes it a moment after the last change. It must hold `parts`."""
+    page.wait_for_function("location.href.endsWith(viewAddress(state.clip))")
+    address = page.evaluate("location.hash")
+    assert all(part in address for part in parts), address
+    return address
 
 
 # ---- links ----
