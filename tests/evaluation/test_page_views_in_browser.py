@@ -85,12 +85,8 @@ def test_a_view_is_in_the_address_and_opens_again_from_there(visit):
     other = visit(f"index.html{address}", may_fail=MISSING)
     assert ids(other) == shown
     assert other.evaluate("document.activeElement.clip.id") == shown[2]
-    assert [other.input_value(f"#{name}") for name in ("search", "template", "sort", "speed")] == [
-        "caption colour1",
-        TEMPLATES[1],
-        "high",
-        "0.5",
-    ]
+    fields = [other.input_value(f"#{name}") for name in ("search", "template", "sort", "speed")]
+    assert fields == ["caption colour1", TEMPLATES[1], "high", "0.5"]
     other.wait_for_function(f"{CARD}[2].video.readyState >= 1")
     assert other.evaluate(f"{CARD}[2].video.playbackRate") == 0.5
     other.click("#outcomes button[value='']")
