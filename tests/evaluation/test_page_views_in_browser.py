@@ -20,7 +20,7 @@ def ids(page):
 
 
 def view_of(page, *parts):
-    """The address once it is that of the view: a page writes it a moment after the last change. It must hold `parts`."""
+    """The address of the view, which a page writes a moment after the last change. It must hold `parts`."""
     page.wait_for_function("location.href.endsWith(viewAddress(state.clip))")
     address = page.evaluate("location.hash")
     assert all(part in address for part in parts), address
