@@ -225,7 +225,8 @@ def train(run: Run) -> None:
         print(f"{args.checkpoint}: epoch {run.epoch}{words if run.best.exists() else ''}", flush=True)
         from evaluation.report import write_training_page  # its libraries: training needs none of them
 
-        context.print_main(write_training_page(args.results, run.history, records["validation"], run.layout))
+        page = write_training_page(args.results, run.captioner, args.checkpoint, records["validation"], run.layout)
+        context.print_main(page)
 
 
 def train_epoch(run: Run) -> None:
@@ -288,6 +289,8 @@ def finish_epoch(run: Run) -> None:
     best_before = max((past["CIDEr"] for past in run.history), default=-math.inf)
     run.history = [*run.history, line]
     run.epoch, run.step, run.total, run.captions = run.epoch + 1, 0, 0.0, 0
+    captioner = run.captioner  # which says how it was made, as one that was read from a checkpoint does
+    captioner.epoch, captioner.history, captioner.recipe = run.epoch, run.history, run.settings()
     if line["CIDEr"] > best_before:
         run.save(run.best, optimizer=False)
     losses = "Epoch {epoch}: train_loss={train_loss:.4f}, val_loss={val_loss:.4f}"

@@ -111,16 +111,19 @@ def link_pages(results: Path) -> None:
             files.write_text(page, after)
 
 
-def write_training_page(results: Path, history: Sequence[Row], records: list[Record], layout: Layout) -> str:
+def write_training_page(
+    results: Path, captioner: VideoCaptioner, checkpoint: Path, records: list[Record], layout: Layout
+) -> str:
     """Write losses.png, and the last epoch's captions of the validation split; returns a line that says where."""
-    curves, page, epoch = results / "losses.png", results / "training" / "index.html", history[-1]["epoch"]
+    history, curves, page = captioner.history, results / "losses.png", results / "training" / "index.html"
+    epoch = history[-1]["epoch"]
     files.write_atomic(curves, lambda file: draw_curves(history, file))
     said = files.read_json(results / f"validation_epoch_{epoch}.json", "the last predictions")["predictions"]
     kept = [record for record in records if record["id"] in said]
     scored = Scorer(kept, layout).scores({record["id"]: said[record["id"]] for record in kept}, meteor=False)
-    result = {**scored, "made_by": provenance.made_by()}
+    made = {"checkpoint": str(checkpoint), "recipe": recipe(captioner), "made_by": provenance.made_by()}
     links = [(name, f"../{name}") for name in (curves.name, f"validation_epoch_{epoch}.json")]
-    write_scored_page(page, f"Training, epoch {epoch}", result, layout, history, links=links)
+    write_scored_page(page, f"Training, epoch {epoch}", {**scored, **made}, layout, history, links=links)
     link_pages(results)
     return f"curves: {curves}, page: {page}"
 

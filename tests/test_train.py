@@ -95,6 +95,9 @@ def test_a_run_leaves_what_was_promised(data, models, tmp_path):
     page = (tmp_path / "results" / "training" / "index.html").read_text()
     for shown in ('"template":"Moving [something] up"', '"outcome":', '"score":0', "template accuracy", "at "):
         assert shown in page
+    recipe = page.split('<details id="recipe">')[1].split("</details>")[0]
+    for shown in ("schedule cosine", "grad clip 1.0", "<dt>epoch</dt><dd>2</dd>", "checkpoint.pt"):
+        assert shown in recipe
     assert (tmp_path / "checkpoint_best.pt").exists()
 
 
