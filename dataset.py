@@ -257,6 +257,7 @@ def usable_records(
         raise UserError(
             f"{clips} {split} clips have no features in {folder} (the first is {missing[0]}); "
             + ("allow more with --max-missing, or " if found else "")
+            + (f"read {why} (what failed), or " if (why := folder / "failures.jsonl").exists() else "")
             + _features_advice(layout, split, made)
         )
     if missing:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         files.write_json(path := layout.annotations / dataset.READY[split], ready)
         count, left_out = sum(len(record["label"]) for record in ready), len(records) - len(ready)
         print(f"{path}: {len(ready):,} clips, {count:,} captions; {left_out:,} clips have none")
-    tell(list(map(str, found)), "files of paraphrases were taken")
+    tell(list(map(str, found)), f"files of paraphrases, of {len(paraphrases):,} clips by id, were taken")
     if not found and not layout.own:
         print("no paraphrases were found: each training clip has its label alone")
     if args.limit:
@@ -144,6 +144,8 @@ def own_layout(args: argparse.Namespace) -> dataset.Layout:
 
     Raises: UserError where --data holds a data set of another kind.
     """
+    if args.data.is_file():
+        raise UserError(f"--data {args.data} is a file: name a folder, which is made where there is none")
     args.data.mkdir(parents=True, exist_ok=True)
     layout = dataset.Layout(args.data)
     if layout.own is None and (layout.splits or layout.labels_file("labels.json") or layout.videos.exists()):
@@ -200,7 +202,9 @@ def settle_splits(layout: dataset.Layout, ids: dict[str, str], given: dict[str, 
     Features that lie elsewhere in features/, under the clip's id or name, move into their split's folder.
     """
     lying = {paths.plain(path.stem): path for path in layout.features.rglob("*.pt")}
-    found = {place: path for place in ids if (path := lying.get(ids[place]) or lying.get(paths.plain(place)))}
+    taken = {*ids.values(), *(layout.own["clips"] if layout.own else ())}  # a clip's name may be another's id
+    names = {place: name for place in ids if (name := paths.plain(place)) not in taken}
+    found = {place: path for place in ids if (path := lying.get(ids[place]) or lying.get(names.get(place, "")))}
     before = {record["id"]: split for split in layout.splits for record in dataset.read_split(layout.data, split)}
     before |= {ids[place]: path.parent.name for place, path in found.items() if path.parent.name in dataset.SPLITS}
     splits = {place: before[ids[place]] for place in ids if ids[place] in before} | given

@@ -48,7 +48,7 @@ class Run:
         if saved is not None and args.init_from:
             context.print_main(f"--init-from {args.init_from} is not read: the run goes on from {args.checkpoint}")
         path = args.init_from if saved is None and args.init_from else args.checkpoint
-        start = checkpoint.read(path) if path == args.init_from else saved
+        start = checkpoint.read(path) if saved is None and args.init_from else saved
         made, splits = start and start.config["features"], ("train", "validation")
         self.records = {s: usable_records(self.layout, s, args.max_missing, context, made) for s in splits}
         args.llm = args.llm or (start.config["llm"] if start else language_model.DEFAULT)
@@ -125,6 +125,10 @@ class Run:
         if not checkpoint.load_optimizer(self.optimizer, saved.optimizer):
             self.context.print_main(f"{args.checkpoint} holds no optimizer state that fits: the optimizer starts anew")
         self.context.print_main(f"going on from {args.checkpoint}: epoch {self.epoch + 1}, step {self.step}")
+        was = saved.config.get("data", self.layout.name), progress.get("run", {}).get("clips", now["clips"])
+        if was != (self.layout.name, now["clips"]):
+            now_from = f"{now['clips']:,} clips of {self.layout.name}; to start anew, name another --checkpoint"
+            self.context.print_main(f"note: it has learnt from {was[1]:,} clips of {was[0]}, and now from {now_from}")
 
     def prepare_folders(self, is_new: bool) -> None:
         """Find out now, not after an epoch, what cannot be written; another run's best checkpoint is moved aside."""
@@ -220,9 +224,10 @@ def train(run: Run) -> None:
         finish_epoch(run)
         run.save()
     if context.is_main and run.history and (args.results / f"validation_epoch_{run.epoch}.json").exists():
-        best = max(run.history, key=lambda line: line["CIDEr"])
-        words = f"; {run.best}: epoch {best['epoch']}, the best by CIDEr in validation ({best['CIDEr']:.4f})"
-        print(f"{args.checkpoint}: epoch {run.epoch}{words if run.best.exists() else ''}", flush=True)
+        words = f"{args.checkpoint}: epoch {run.epoch}"
+        if (best := best_epoch(run)) and run.best.exists():
+            words += f"; {run.best}: epoch {best['epoch']}, the best by CIDEr in validation ({best['CIDEr']:.4f})"
+        print(words, flush=True)
         from evaluation.report import write_training_page  # its libraries: training needs none of them
 
         page = write_training_page(args.results, run.captioner, args.checkpoint, records["validation"], run.layout)
@@ -286,18 +291,25 @@ def train_epoch(run: Run) -> None:
 def finish_epoch(run: Run) -> None:
     """Validate, count the epoch as done, and keep its checkpoint if it is the run's best by CIDEr."""
     line = {"epoch": run.epoch + 1, "train_loss": run.total / run.captions, **validate(run, run.epoch + 1)}
-    best_before = max((past["CIDEr"] for past in run.history), default=-math.inf)
-    run.history = [*run.history, line]
+    line["clips"] = len(run.records["validation"])
+    before, run.history = best_epoch(run), [*run.history, line]
     run.epoch, run.step, run.total, run.captions = run.epoch + 1, 0, 0.0, 0
     captioner = run.captioner  # which says how it was made, as one that was read from a checkpoint does
     captioner.epoch, captioner.history, captioner.recipe = run.epoch, run.history, run.settings()
-    if line["CIDEr"] > best_before:
+    if before is None or line["CIDEr"] > before["CIDEr"]:
         run.save(run.best, optimizer=False)
     losses = "Epoch {epoch}: train_loss={train_loss:.4f}, val_loss={val_loss:.4f}"
     if run.context.is_main:
         lines = [losses.format(**past) + "\n" for past in run.history]
         files.write_text(run.args.checkpoint.with_name("losses.txt"), "".join(lines))
     run.context.print_main(f"{losses.format(**line)}, CIDEr={line['CIDEr']:.4f}")
+
+
+def best_epoch(run: Run) -> dict[str, Any] | None:
+    """The epoch of the highest CIDEr, of those with as many validation clips as now: a rehearsal had few."""
+    clips = len(run.records["validation"])
+    alike = [line for line in run.history if line.get("clips", clips) == clips]
+    return max(alike, key=lambda line: line["CIDEr"], default=None)
 
 
 def validate(run: Run, epoch: int) -> dict[str, float]:

@@ -192,7 +192,7 @@ def load(path: Path | str) -> Packed:
     except (AttributeError, TypeError, RuntimeError):  # it is no tensor, or none that has a length or a largest number
         is_clip = False
     if not is_clip:
-        raise UserError(f"features: {path} does not hold one clip's features (N, D); preprocess it again")
+        raise UserError(f"features: {path} does not hold one clip's features (N, D); make it again")
     if not is_finite:
-        raise UserError(f"features: {path} holds NaN or Inf; delete it and preprocess it again")
+        raise UserError(f"features: {path} holds NaN or Inf; delete it and make it again")
     return Packed(values, scales)

@@ -37,7 +37,7 @@ class FeatureDataset(Dataset):
         if clip.kind == self.kind:
             return clip
         both = f"{self.first} is {self.kind}, {path} is {clip.kind}"
-        return UserError(f"two kinds of features in one cache: {both}; preprocess the odd one again")
+        return UserError(f"two kinds of features in one cache: {both}; make the odd one again")
 
 
 def _collate(clips: list[Packed | Exception]) -> Packed | Exception:

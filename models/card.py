@@ -19,7 +19,11 @@ def model_card(captioner: Any, evaluation: Path | str | None = None, license: st
     import jinja2
 
     result = files.read_json(evaluation, "the evaluation") if evaluation else {}
-    if result and result["epoch"] != captioner.epoch:
+    if evaluation and not (isinstance(result, dict) and {"epoch", "metrics", "recipe"} <= set(result)):
+        raise UserError(f"{evaluation} is not what evaluate.py writes; give its evaluation.json")
+    if evaluation and result["recipe"].get("trained_by") != captioner.config.get("trained_by"):
+        raise UserError(f"{evaluation} is of weights that another run trained: evaluate these")
+    if evaluation and result["epoch"] != captioner.epoch:
         raise UserError(f"{evaluation} is of epoch {result['epoch']}, the weights of {captioner.epoch}: evaluate these")
     now = next((line for line in captioner.history if line["epoch"] == captioner.epoch), {})
     features = captioner.config["features"] or {}

@@ -74,7 +74,7 @@ def read(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"the checkpoint: there is no file {path}; train.py makes one, or give --checkpoint another")
+        raise UserError(f"the checkpoint: there is no file {path}; train.py makes one, or name another")
     saved = _read_folder(path) if path.is_dir() else files.load_tensors(path, "the checkpoint")
     try:
         state = saved["model_state_dict"].items()

@@ -1,4 +1,5 @@
 import json
+import re
 import multiprocessing
 import time
 
@@ -234,6 +235,9 @@ def test_clips_without_features_are_counted_and_refused_beyond_what_is_allowed(t
     with pytest.raises(UserError, match=r"1 of 10 train clips have no features .*first is 3.*--max-missing") as error:
         dataset.usable_records(layout, "train", 9.0, DistributedContext())
     assert f"--data '{layout.data}' --splits train --encoder tiny-encoder --num-frames 4" in str(error.value)
+    (why := layout.features / "train" / "failures.jsonl").touch()
+    with pytest.raises(UserError, match=f"--max-missing, or read {re.escape(str(why))}"):
+        dataset.usable_records(layout, "train", 9.0, DistributedContext())
 
 
 def test_a_split_without_any_features_names_the_command_that_makes_them_like_the_others(tmp_path):

@@ -48,10 +48,17 @@ def test_a_name_that_fits_two_videos_is_refused_and_its_folder_tells_them_apart(
     with pytest.raises(UserError, match=r"'a' fits one/a.mp4, two/a.mp4: name it with its folder"):
         own(tmp_path, [("a", ["x"], "train")], ["one/a.mp4", "two/a.mp4"])
     assert not (tmp_path / "mine" / "labels").exists()
-    layout = own(tmp_path, [("one/a", ["x"], "train"), ("two/a.mp4", ["y"], "train")])
+    layout = own(tmp_path, [("one/a", ["x"], "train"), ("two/a.mp4", ["y"], "train")], [])
     first, second = ready(layout.data, "train")
     assert (first, layout.source(first), layout.source(second)) == ("a", "one/a.mp4", "two/a.mp4")
     assert second.startswith("a-")
+
+
+def test_a_whole_name_comes_before_one_that_lacks_its_suffix(tmp_path):
+    names = ["a.mp4", "a.mp4.webm", "b", "b.mp4"]
+    layout = own(tmp_path, [(name, [f"caption of {name}"], "train") for name in names])
+    said = {layout.source(clip_id): texts for clip_id, texts in ready(layout.data, "train").items()}
+    assert said == {name: [f"caption of {name}"] for name in names}
 
 
 def test_ids_are_safe_readable_each_ones_own_and_stay_when_clips_come_and_go(tmp_path):
@@ -134,6 +141,7 @@ def test_a_split_without_clips_is_told_and_what_asks_for_it_says_so(tmp_path, ca
         ("c.csv", "video,caption\na.mp4,caf\xe9\n".encode("latin-1"), "is not UTF-8 .*Excel's name is 'CSV UTF-8'"),
         ("c.csv", "video,caption\na.mp4,x\n".encode("utf-16"), "is not UTF-8"),
         ("c.csv", "", "begins with '', not with the header"),
+        ("c.csv", "video,caption,caption\na.mp4,x,y\n", "begins with 'video,caption,caption', not with the header"),
         ("c.csv", "video,caption\n", "holds no captions"),
         (
             "c.csv",
@@ -145,7 +153,7 @@ def test_a_split_without_clips_is_told_and_what_asks_for_it_says_so(tmp_path, ca
         ("c.json", '{"a": 3}', "captions that are not text"),
         ("c.json", '{"a": {"caption": "x"}}', "captions that are not text"),
         ("c.json", '{"a": ["x"], "a": ["y"]}', "'a' is there twice"),
-        ("c.json", '{"videos": [{}], "sentences": [{"video_id": "a"}]}', "it is to be a CSV"),
+        ("c.json", '{"videos": [{}], "sentences": [{"video_id": "a"}]}', "an entry has no 'video_id'; it is to be"),
         (
             "labels.json",
             '[{"id": "1", "label": "moving a cup up", "template": "x"}]',

@@ -241,6 +241,16 @@ def test_features_of_ones_own_train_and_are_evaluated_without_any_video(featured
         preprocess.main(["--data", str(data)])
 
 
+def test_a_clips_features_never_become_those_of_one_whose_name_is_its_id(tmp_path):
+    both = [("clip.mp4", ["one"], "train"), ("b/clip.mp4.webm", ["two"], "train")]
+    layout = own(tmp_path, both)
+    assert layout.own["clips"] == {"clip.mp4": "b/clip.mp4.webm", "clip": "clip.mp4"}
+    cache.save(layout.features / "train" / "clip.mp4.pt", cache.Packed(tiny.tokens(6, 16)))
+    for rows in (both, both[:1]):  # a clip that is left out keeps its id
+        own(tmp_path, rows)
+        assert [path.name for path in layout.features.rglob("*.pt")] == ["clip.mp4.pt"]
+
+
 def test_features_in_a_splits_folder_decide_the_split_and_missing_ones_are_told(featured, tmp_path, capsys):
     data = tmp_path / "mine"
     features = data / "features"

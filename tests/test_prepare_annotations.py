@@ -63,7 +63,7 @@ def test_which_paraphrases_were_taken_is_told(data, capsys, monkeypatch):
     (data / "ssv2_paraphrase.json").rename(data / "labels" / "ssv2_paraphrase.json")
     prepare_annotations.main(["--data", str(data)])
     assert "2 clips, 4 captions" in (said := capsys.readouterr().out)
-    assert said.endswith("1 files of paraphrases were taken: ssv2_paraphrase.json\n")
+    assert said.endswith("1 files of paraphrases, of 2 clips by id, were taken: ssv2_paraphrase.json\n")
     (data / "labels" / "ssv2_paraphrase.json").unlink()
     prepare_annotations.main(["--data", str(data)])
     assert "no paraphrases were found" in capsys.readouterr().out

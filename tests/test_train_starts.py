@@ -149,6 +149,39 @@ def test_the_end_says_which_checkpoints_there_are_and_what_best_means(data, mode
     assert line in capsys.readouterr().out.splitlines()
 
 
+def test_a_rehearsals_best_is_not_the_runs_and_a_checkpoint_that_goes_on_with_other_clips_says_so(
+    data,  # noqa: F811
+    models,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    scores = iter([0.9, 0.5])
+    monkeypatch.setattr(train.ngrams, "cider", lambda *_: next(scores))
+    ready = {name: data / "annotations" / f"{name}_ready.json" for name in ("train", "val")}
+    whole = {name: path.read_text() for name, path in ready.items()}
+    try:
+        for name, path in ready.items():
+            path.write_text(json.dumps(json.loads(whole[name])[:2]))
+        run_train(data, models, tmp_path, epochs=1)
+    finally:
+        for name, path in ready.items():
+            path.write_text(whole[name])
+    capsys.readouterr()
+    run_train(data, models, tmp_path, epochs=2)
+    said = capsys.readouterr().out
+    assert "note: it has learnt from 2 clips of" in said and "and now from 10 clips of" in said
+    assert "epoch 2, the best by CIDEr in validation (0.5000)" in said
+    assert checkpoint.read(tmp_path / "checkpoint_best.pt").epoch == 2
+
+
+def test_a_checkpoint_that_is_there_is_gone_on_from_and_not_begun_with(data, models, first, capsys):  # noqa: F811
+    run_train(data, models, first.parent, epochs=2, num_heads=4, depth=2, init_from=first)
+    said = capsys.readouterr().out
+    assert f"--init-from {first} is not read" in said and "a new run begins" not in said
+    assert "init_from" not in checkpoint.read(first).config
+
+
 def test_evaluate_and_infer_take_the_best_checkpoint_where_none_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for script in (evaluate, infer):

@@ -31,7 +31,9 @@ def read(path: Path) -> list[Row]:
             raise ValueError("it holds no captions, or captions that are not text")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8; Excel's name is 'CSV UTF-8'") from None
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except KeyError as error:
+        raise UserError(f"{path}: an entry has no {error}; it is to be {FORMS}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: {error}; it is to be {FORMS}") from None
     for name, _, split in rows:
         if split.strip().lower() not in SPLITS:
@@ -45,7 +47,8 @@ def _from_csv(text: str) -> Iterable[Row]:
     delimiter = max(",;\t", key=first.count)
     settings = {"delimiter": delimiter, "skipinitialspace": True, "strict": True, "restval": ""}
     reader = csv.DictReader(io.StringIO(f"{first.lower()}\n{rest}"), **settings)
-    if not {"video", "caption"} <= set(reader.fieldnames or ()):
+    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+    if [names.count("video"), names.count("caption"), max(names.count("split"), 1)] != [1, 1, 1]:
         raise ValueError(f"it begins with {first!r:.80}, not with the header")
     try:
         for row in reader:
@@ -61,9 +64,9 @@ def _from_csv(text: str) -> Iterable[Row]:
 def _from_json(text: str) -> Iterable[tuple[Any, ...]]:
     content = json.loads(text, object_pairs_hook=_each_once)
     if not isinstance(content, dict):
-        raise ValueError("a list is what Something-Something V2's own labels are: put those into labels/ under --data")
-    if "sentences" in content and "videos" in content:
-        splits = {clip["video_id"]: clip.get("split", "") for clip in content["videos"]}
+        raise ValueError("it is a list (Something-Something V2's own labels go into labels/ under --data)")
+    if isinstance(content.get("sentences"), list) and all(isinstance(row, dict) for row in content["sentences"]):
+        splits = {clip["video_id"]: clip.get("split", "") for clip in content.get("videos", [])}
         return [(row["video_id"], row["caption"], splits.get(row["video_id"], "")) for row in content["sentences"]]
     lists = {name: texts if isinstance(texts, list) else [texts] for name, texts in content.items()}
     return [(name, text, "") for name, texts in lists.items() for text in texts]

@@ -36,9 +36,11 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(path):
-        shown = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in shown if Path(place, name).resolve() != folder.resolve()]
+    entered = {folder.resolve(), path.resolve()}  # a link to a folder is followed, once: links can lead in circles
+    for place, folders, names in os.walk(path, followlinks=True):
+        inside = {name: Path(place, name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, real in inside.items() if real not in entered]
+        entered |= set(inside.values())
         videos = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
         yield from (video for video in videos if video.suffix.lower() in SUFFIXES and video.is_file())
 
@@ -64,10 +66,12 @@ def match(names: Iterable[str], folder: Path, data: Path) -> tuple[dict[str, str
         forms += list(map(without_suffix, forms))
         places_of = next((known[form.casefold()] for form in forms if form.casefold() in known), set())
         whole = {place for place in places_of if {plain(place), without_suffix(plain(place))} & {*forms}}
-        if len(fits := whole or places_of) > 1:
+        fits = {place for place in whole if plain(place) in forms} or whole or places_of
+        lone, known_suffix = name.strip(), Path(name.strip()).suffix.lower() in SUFFIXES
+        if not (fits and known_suffix) and os.path.isfile(folder / lone):  # of a suffix that no video has, or elsewhere
+            fits = {lone}
+        if len(fits) > 1:
             raise UserError(f"{name!r} fits {', '.join(sorted(fits)[:3])}: name it with its folder and suffix")
-        if not fits and os.path.isfile(folder / name.strip()):  # of a suffix that no video has, or elsewhere
-            fits = {name.strip()}
         found.update((name, place) for place in fits)
     if not places and not found:
         raise UserError(f"--videos {folder}: there is no {'video in this' if folder.is_dir() else 'such'} folder")

@@ -63,9 +63,11 @@ def test_scores_of_an_evaluation_and_a_licence_come_through_save_pretrained(llm,
     evaluation = {"epoch": 2, "split": "test", "clips": 1300, "metrics": metrics, "tokenizer": "PTB (pycocoevalcap)"}
     evaluation |= {"intervals": {"Bleu_4": None, "METEOR": None, "CIDEr": [0.25, 0.75]}}
     evaluation |= {"made_by": {"command": "python evaluate.py --split test", "commit": "1f2e"}}
+    trained_by = {"command": "python train.py --seed 1", "commit": "1f2e"}
+    evaluation["recipe"] = {"epoch": 2, "trained_by": trained_by}
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(evaluation))
-    made = captioner(llm, tmp_path, data='mine: "a" & b')
+    made = captioner(llm, tmp_path, data='mine: "a" & b', trained_by=trained_by)
     settings = {"evaluation": path, "license": "cc-by-nc-4.0"}
     made.save_pretrained(tmp_path / "folder", model_card_kwargs=settings)
     card = ModelCard.load(tmp_path / "folder" / "README.md")
@@ -86,6 +88,13 @@ def test_scores_of_an_evaluation_and_a_licence_come_through_save_pretrained(llm,
     path.write_text(json.dumps({**evaluation, "epoch": 1}))
     with pytest.raises(UserError, match="is of epoch 1, the weights of 2"):
         made.generate_model_card(evaluation=path)
+    path.write_text(json.dumps({**evaluation, "recipe": {"trained_by": {**trained_by, "commit": "3a4b"}}}))
+    with pytest.raises(UserError, match="is of weights that another run trained"):
+        made.generate_model_card(evaluation=path)
+    for other in ([], {"epoch": 2}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="is not what evaluate.py writes"):
+            made.generate_model_card(evaluation=path)
 
 
 def test_a_captioner_of_which_little_is_known_has_a_card_too(tmp_path):
@@ -107,6 +116,7 @@ def test_what_a_folder_says_of_its_training_survives_another_saving(llm, tmp_pat
 
 
 def test_the_cards_code_runs(llm, tmp_path, capsys):
+    assert "captioner.generate(features)" in captioner(llm, tmp_path, features=None).generate_model_card().text
     encoder = tiny.save_encoder(tmp_path / "encoder")
     features = {**tiny.features_config(str(encoder)).to_dict(), "tokens": 32}
     made = captioner(llm, tmp_path, features=features)

@@ -42,6 +42,20 @@ def test_paths_that_hold_no_video_are_refused(tmp_path, name, reason):
         paths.find([tmp_path / name], tmp_path / "out")
 
 
+def test_a_link_to_a_folder_is_followed_once(tmp_path):
+    disk = tmp_path / "disk"
+    (disk / "deep").mkdir(parents=True)
+    (disk / "deep" / "a.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    try:
+        (tmp_path / "videos" / "linked").symlink_to(disk, target_is_directory=True)
+        (disk / "circle").symlink_to(tmp_path / "videos", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links on this system")
+    found, places = paths.match(["a", "linked/deep/a.mp4"], tmp_path / "videos", tmp_path / "data")
+    assert places == ["linked/deep/a.mp4"] and set(found.values()) == set(places)
+
+
 def test_names_of_outputs_never_meet_and_never_leave_their_folder(tmp_path):
     out = tmp_path / "inference"
     names = [
