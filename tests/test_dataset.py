@@ -1,6 +1,6 @@
 import json
-import re
 import multiprocessing
+import re
 import time
 
 import pytest
