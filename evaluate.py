@@ -72,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--queries", type=cli.whole, nargs="+", default=[], help="with --attention: draw these queries, too, from 0")
     add("--compare", type=Path, metavar="JSON", help="another run's evaluation.json: also score the differences to it")
     add("--no-meteor", action="store_true", help="leave METEOR out, the slowest score by far")
-    add("--seed", type=int, default=0, help="decides the shuffle, which clips are taken, and the bootstrap's samples")
+    add("--seed", type=cli.whole, default=0, help="decides the shuffle, which clips are taken, and the bootstrap")
     add = parser.add_argument_group("running").add_argument
     add("--llm", help="where the language model is now, if not where the checkpoint says")
     add("--encoder", help="where the video encoder is now, if not where the checkpoint says (for --grounding)")

@@ -291,7 +291,6 @@ def train_epoch(run: Run) -> None:
 def finish_epoch(run: Run) -> None:
     """Validate, count the epoch as done, and keep its checkpoint if it is the run's best by CIDEr."""
     line = {"epoch": run.epoch + 1, "train_loss": run.total / run.captions, **validate(run, run.epoch + 1)}
-    line["clips"] = len(run.records["validation"])
     before, run.history = best_epoch(run), [*run.history, line]
     run.epoch, run.step, run.total, run.captions = run.epoch + 1, 0, 0.0, 0
     captioner = run.captioner  # which says how it was made, as one that was read from a checkpoint does
@@ -323,7 +322,7 @@ def validate(run: Run, epoch: int) -> dict[str, float]:
         score = ngrams.cider(predictions, {record["id"]: record["label"] for record in records})
         content = {"epoch": epoch, "CIDEr": score, "val_loss": loss, "predictions": predictions}
         files.write_json(args.results / f"validation_epoch_{epoch}.json", content)
-    return {"val_loss": loss, "CIDEr": run.context.gather(score)[0]}
+    return {"val_loss": loss, "CIDEr": run.context.gather(score)[0], "clips": len(records)}
 
 
 if __name__ == "__main__":

@@ -308,6 +308,7 @@ const has = (key) => (clip) => typeof clip[key] === "number";
 const by = (key, sign) => (a, b) => has(key)(b) - has(key)(a) || (has(key)(a) ? sign * (a[key] - b[key]) : 0) || a.place - b.place;
 const ORDERS = {
   low: by("score", 1), high: by("score", -1), lost: by("gain", 1), gained: by("gain", -1),
+  seen: (a, b) => Boolean(b.overlays) - Boolean(a.overlays) || a.place - b.place,
   id: (a, b) => a.id.localeCompare(b.id, "en", { numeric: true }),
 };
 
@@ -402,7 +403,7 @@ function addFilters() {
   if (changes.size) addChips("changes", "change", "any change", CHANGES, changes);
   for (const [name, count] of templates) $("template").append(Object.assign(element("option", "", `${name} (${count.toLocaleString("en")})`), { value: name }));
   $("template").hidden = templates.length === 0;
-  const usable = { low: clips.some(has("score")), high: clips.some(has("score")), lost: changes.size, gained: changes.size };
+  const usable = { low: clips.some(has("score")), high: clips.some(has("score")), lost: changes.size, gained: changes.size, seen: clips.some((clip) => clip.overlays) };
   for (const option of [...$("sort").options]) if (option.value in usable && !usable[option.value]) option.remove();
   $("by-template").hidden = templates.length < 2 || !["exact", "template", "wrong"].some((name) => outcomes.has(name));
   $("attention-label").hidden = $("attention-key").hidden = !clips.some((clip) => clip.overlays);

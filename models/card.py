@@ -14,7 +14,7 @@ def model_card(captioner: Any, evaluation: Path | str | None = None, license: st
     """What is known of a captioner, its training and its scores, as card.md.j2 tells it.
 
     `evaluation`: evaluate.py's evaluation.json of these weights; without it the scores are those of the validation.
-    `license`: of the weights, a name that the hub knows. Raises: UserError where the evaluation is of another epoch.
+    `license`: of the weights, a name that the hub knows. Raises: UserError where the evaluation is of other weights.
     """
     import jinja2
 

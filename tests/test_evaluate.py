@@ -229,6 +229,8 @@ def test_mistakes_are_one_line_with_exit_code_2(run, tmp_path):
         evaluate.main(flags(run, tmp_path, "--split", "test"))
     with pytest.raises(UserError, match="there is no file"):
         evaluate.main(["--data", str(run / "data"), "--checkpoint", str(tmp_path / "none.pt")])
+    with pytest.raises(UserError, match="--seed: '-1' is not a whole number, 0 or more"):
+        evaluate.main(["--seed", "-1"])
     with pytest.raises(UserError, match="invalid choice: 'vallidation'"):
         evaluate.main(flags(run, tmp_path / "out", "--split", "vallidation"))
     assert not (tmp_path / "out").exists()

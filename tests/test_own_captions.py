@@ -175,7 +175,7 @@ def test_mistakes_in_a_captions_file_are_one_line_and_write_nothing(tmp_path, na
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_as_programs_write_it(tmp_path, delimiter):
     rows = [
-        "Video;CAPTION;more;Split",
+        " Video ;CAPTION;more;Split",
         'a.mp4;"one; two";;train',
         'a; "a ""red"" cup";1;',
         "",
@@ -190,6 +190,16 @@ def test_csv_as_programs_write_it(tmp_path, delimiter):
     )
     assert ready(layout.data, "train") == {"a": [dataset.clean(f"one{delimiter} two"), 'a "red" cup']}
     assert ready(layout.data, "validation") == {"b": ["it's fine"]}
+
+
+def test_msr_vtt_without_its_list_of_videos_has_no_splits(tmp_path):
+    said = [{"video_id": name, "caption": f"clip {name}", "sen_id": 0} for name in "abc"]
+    (tmp_path / "c.json").write_text(json.dumps({"sentences": said}))
+    folder = touch(tmp_path / "films", "a.mp4", "b.mp4", "c.mp4")
+    layout = prepare(tmp_path / "mine", "--videos", folder, "--captions", tmp_path / "c.json")
+    found = [ready(layout.data, split) for split in dataset.SPLITS]
+    assert [len(clips) for clips in found] == [1, 1, 1]
+    assert found[0] | found[1] | found[2] == {name: [f"clip {name}"] for name in "abc"}
 
 
 def test_a_json_of_plain_strings_and_two_files_at_once(tmp_path):

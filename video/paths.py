@@ -36,11 +36,12 @@ def find(named: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def _videos_in(path: Path, folder: Path) -> Iterator[Path]:
-    entered = {folder.resolve(), path.resolve()}  # a link to a folder is followed, once: links can lead in circles
+    entered = {folder.resolve(), path.resolve()}  # each once, the folder itself before a link: links lead in circles
     for place, folders, names in os.walk(path, followlinks=True):
-        inside = {name: Path(place, name).resolve() for name in sorted(folders) if not name.startswith(".")}
-        folders[:] = [name for name, real in inside.items() if real not in entered]
-        entered |= set(inside.values())
+        links_first = sorted(folders, key=lambda name: not Path(place, name).is_symlink())
+        inside = {Path(place, name).resolve(): name for name in links_first if not name.startswith(".")}
+        folders[:] = sorted(name for real, name in inside.items() if real not in entered)
+        entered |= set(inside)
         videos = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
         yield from (video for video in videos if video.suffix.lower() in SUFFIXES and video.is_file())
 

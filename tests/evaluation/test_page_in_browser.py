@@ -302,3 +302,13 @@ def test_a_page_of_a_whole_validation_split_stays_small_and_makes_cards_only_as_
     page.fill("#search", "number 24776 ")
     assert ids(page) == ["124776"] and page.text_content("#count") == "1 of 24,777 clips"
     assert page.locator("#template option").count() == 175
+
+
+def test_clips_with_overlays_come_first_where_asked_and_where_there_are_any(visit, folder):
+    overlays = {"overlays": {"attention": "none.webm"}}
+    clips = [{"id": name, "prediction": "x", **(overlays if name in "24" else {})} for name in "12345"]
+    report.write_page(folder / "seen.html", "Seen", clips)
+    page = visit("seen.html", may_fail="ERR_FILE_NOT_FOUND")
+    page.select_option("#sort", "seen")
+    assert page.locator("#cards .id").all_text_contents() == ["2", "4", "1", "3", "5"]
+    assert visit("long.html", may_fail="ERR_FILE_NOT_FOUND").locator("#sort option[value=seen]").count() == 0

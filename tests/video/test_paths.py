@@ -50,6 +50,7 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path):
     try:
         (tmp_path / "videos" / "linked").symlink_to(disk, target_is_directory=True)
         (disk / "circle").symlink_to(tmp_path / "videos", target_is_directory=True)
+        (disk / "a link").symlink_to(disk / "deep", target_is_directory=True)
     except OSError:
         pytest.skip("no links on this system")
     found, places = paths.match(["a", "linked/deep/a.mp4"], tmp_path / "videos", tmp_path / "data")
